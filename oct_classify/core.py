@@ -66,7 +66,7 @@ def to_grey(im:Image.Image)->np.ndarray:
         im = Image.alpha_composite(Image.new('RGBA', im.size, (0, 0, 0, 255)), im)
     return np.asarray(im.convert('L'))
 
-# %% ../nbs/00_core.ipynb #10c1e192
+# %% ../nbs/00_core.ipynb #d0089af1
 def _sentence(e:Exception)->str:
     "Why Pillow gave up, in our words"
     if isinstance(e, OctError): return str(e)
@@ -78,9 +78,8 @@ def _sentence(e:Exception)->str:
 def _open(source):
     if isinstance(source, np.ndarray): return Image.fromarray(source)
     if isinstance(source, Image.Image): return source.copy()
-    if isinstance(source, bytes): source = io.BytesIO(source)
-    elif not os.stat(source).st_size: raise OctError('The file is empty (0 bytes).')
-    return Image.open(source)
+    if not (len(source) if isinstance(source, bytes) else os.stat(source).st_size): raise OctError('The file is empty (0 bytes).')
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 def read_grey(
     source, # path, bytes, PIL image, or uint8 array (H, W) or (H, W, 3)
