@@ -45,7 +45,7 @@ def fill_borders(
     out[m] = np.random.default_rng(grey.shape).choice(dark, m.sum())
     return out
 
-# %% ../nbs/05_prepare.ipynb #acd6ef75
+# %% ../nbs/05_prepare.ipynb #797caa77
 VIEWS = ('whole',)
 
 def as_size(
@@ -53,11 +53,11 @@ def as_size(
 )->tuple: # (height, width) in pixels
     "Height and width from what a person types"
     try:
-        hw = size if isinstance(size, (tuple, list)) else [int(o) for o in str(size).lower().split('x')]
-        h,w = (hw[0], hw[0]) if len(hw) == 1 else hw
-        assert MIN_SIDE <= min(h, w) and max(h, w) <= 2048
-        return int(h), int(w)
-    except (ValueError, AssertionError): raise OctError(f'Size {size!r} is not understood: give 224 or HEIGHTxWIDTH such as 256x384, each from {MIN_SIDE} to 2048.') from None
+        hw = [int(o) for o in (size if isinstance(size, (tuple, list)) else str(size).lower().split('x'))]
+        h,w = hw*2 if len(hw) == 1 else hw
+        if not MIN_SIDE <= min(h, w) <= max(h, w) <= 2048: raise ValueError
+        return h, w
+    except (ValueError, TypeError): raise OctError(f'Size {size!r} is not understood: give 224 or HEIGHTxWIDTH such as 256x384, each from {MIN_SIDE} to 2048.') from None
 
 def prepare(
     image, # path, bytes, PIL image or uint8 array
