@@ -25,7 +25,7 @@ from .evaluate import *
 from .prepare import *
 from .split import *
 
-# %% ../nbs/13_cli.ipynb #c6178ca8
+# %% ../nbs/13_cli.ipynb #fb429e26
 def read_stage(
     data, # folder of scans
     out:Path, # output folder
@@ -37,14 +37,15 @@ def read_stage(
     save_table(table, f)
     os.utime(f, (begun, begun))
     bad = table[table.error != '']
-    if len(bad): say(f'{len(bad):,} of {len(table):,} files can not be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {out}/split.csv.')
+    if len(bad): say(f'{len(bad):,} of {len(table):,} files can not be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {f}.')
     return table
 
 def split_stage(table, out, policy, seed):
     "The split, kept as `split.csv` in `out`"
     df = split_table(table, policy, seed=seed)
     with atomic_write(out/'split.csv') as f: df[['path', 'label', 'patient', 'split', 'reason', 'sha256']].to_csv(f, index=False)
-    n = df.split.value_counts()
+    n,gone = df.split.value_counts(),set(CLASSES)-set(df.label)
+    if gone: say(f'There is no folder for {", ".join(sorted(gone))}: the model will not know that class.')
     say('Split by policy ' + policy + ': ' + ', '.join(f'{n[s]:,} {s}' for s in SPLITS if s in n) + '.')
     if policy == 'official':
         try: check_split(df)
@@ -202,7 +203,7 @@ def plot_worst(preds, data, n=8):
     says = [f'{r.label}, called {r.predicted} ({r.sure:.0%})\n{Path(r.path).name[:34]}' for r in w.itertuples()]
     return _thumbs([Path(data)/p for p in w.path], says, [_colour(c) for c in w.label], 4, 2.)
 
-# %% ../nbs/13_cli.ipynb #41490675
+# %% ../nbs/13_cli.ipynb #6dc5ce5c
 _style = '''
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1c2733;background:#f4f6f8;margin:0}
 main{max-width:1060px;margin:0 auto;padding:2rem 1.5rem 4rem;background:#fff;box-shadow:0 0 24px #0001}
@@ -230,7 +231,7 @@ _template = '''<!doctype html>
 {% if curves %}<div><p>How training went. Epoch 0 is the head alone, on frozen features; the test scans play no part.</p><img src="{{ curves }}" alt="training curves"></div>{% endif %}</div>{% endif %}
 <h2>How good it is</h2>
 <div class="two"><div><p>Rows are the reference standard, columns the model.</p><img src="{{ matrix }}" alt="confusion matrix"></div>
-<div><p>Bars are 95 % intervals: had other patients come, the figure would likely lie there.</p><img src="{{ intervals }}" alt="figures with intervals"></div></div>
+<div><p>Bars are 95 % intervals: how far the figure hangs on which patients happened to be tested.</p><img src="{{ intervals }}" alt="figures with intervals"></div></div>
 <details><summary>All figures as a table</summary><table><tr><th>figure</th><th>value (95 % interval)</th><th>scans</th></tr>
 {% for r in table %}<tr><td>{{ r.figure }}</td><td>{{ r.value }}</td><td class="n">{{ r.scans }}</td></tr>{% endfor %}</table></details>
 <p class="note">{{ patients }} Intervals come from 2,000 resamples of patients, not scans; where no mistake was made, from the exact binomial limit. The weighted error charges 4 for CNV or DME called NORMAL, 2 for CNV or DME called DRUSEN,
@@ -483,3 +484,6 @@ def main(
         finally: quiet(False)
     print(f'oct-classify: {why}', file=sys.stderr)
     return code
+
+# %% ../nbs/13_cli.ipynb #00b44d49
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

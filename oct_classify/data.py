@@ -20,7 +20,7 @@ from PIL import Image
 from .core import *
 from .core import _sentence
 
-# %% ../nbs/02_data.ipynb #bbfba170
+# %% ../nbs/02_data.ipynb #f7cf1369
 _junk = {'__MACOSX', '$RECYCLE.BIN'}
 _junk_files = {'thumbs.db', 'desktop.ini'}
 _folders = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -32,6 +32,11 @@ def _place(rel:PurePosixPath, classes):
     folder = _folders.get(names[-2].lower(), '') if len(names) > 1 else ''
     return '/'.join(rel.parts[:-2 if folder else -1]), folder, names[-1].upper()
 
+def _empty(root, classes, found):
+    "Class folders below `root` that hold no scan, neither here nor elsewhere"
+    dirs = (Path(d)/o for d,ds,_ in os.walk(root) for o in ds if '__MACOSX' not in d)
+    return sorted({o.name.strip().upper() for o in dirs} & set(classes) - set(found))
+
 def _walk(root):
     def fail(e): raise OctError(f"{e.filename} can't be listed ({e.strerror}): choose a folder you may read.")
     for d,dirs,files in os.walk(root, onerror=fail):
@@ -39,7 +44,7 @@ def _walk(root):
         for f in sorted(files):
             if not f.startswith('.') and f.lower() not in _junk_files: yield PurePosixPath(Path(d, f).relative_to(root).as_posix())
 
-# %% ../nbs/02_data.ipynb #e15bce8f
+# %% ../nbs/02_data.ipynb #a46f5904
 def find_scans(
     root, # folder that holds class folders at any depth
     classes:tuple=CLASSES, # class folder names, upper case
@@ -51,6 +56,7 @@ def find_scans(
     rows = [(len(p.parts), str(p), *at) for p in _walk(root) if (at := _place(p, classes))]
     if not rows: raise OctError(f'No scan was found in {root}: its images must lie in folders called {", ".join(classes)}.')
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label'])
+    if bare := _empty(root, classes, df.label): raise OctError(f'The class folder {bare[0]} holds no scan: put some in, or remove the folder.')
     df['name'] = df.path.str.rsplit('/', n=1).str[-1]
     df['bytes'] = [(root/p).stat().st_size for p in df.path]
     twice = df.duplicated(['folder', 'label', 'name', 'bytes']) & (df.tree != df.tree.iloc[0])

@@ -57,7 +57,7 @@ def dataloaders(
     dls.vocab,dls.c = list(classes),len(classes)
     return dls
 
-# %% ../nbs/07_train.ipynb #bb40308a
+# %% ../nbs/07_train.ipynb #5a7c36e1
 def class_weights(
     y, # class indices of the training scans
     n_classes:int,
@@ -90,7 +90,7 @@ def oct_learner(
     learn = vision_learner(dls, lambda pretrained: net, normalize=False, pretrained=False, custom_head=nn.Sequential(net.pool, net.head), init=None,
         loss_func=loss, metrics=accuracy, wd=.01, cbs=FixedStatistics() if fixed_bn else None, **kwargs)
     learn.remove_cbs(learn.cbs.filter(lambda o: isinstance(o, ProgressCallback)))
-    if fixed_bn: learn.freeze()
+    learn.freeze()
     return learn.to_fp16() if dls.device.type == 'cuda' else learn
 
 # %% ../nbs/07_train.ipynb #6bf2a5ff
@@ -146,7 +146,7 @@ def _history(learn, acc):
     rows = [dict(epoch=i+1, train_loss=a, valid_loss=b, valid_accuracy=c) for i,(a,b,c) in enumerate(learn.recorder.values)]
     return pd.DataFrame([dict(epoch=0, valid_accuracy=acc), *rows] if acc is not None else rows)
 
-# %% ../nbs/07_train.ipynb #c54747b5
+# %% ../nbs/07_train.ipynb #e0a06de5
 def _per_scan(net, size, bs=4):
     "Seconds per scan for a forward pass and for a training step, timed on two batches"
     dev = next(net.parameters()).device
@@ -176,7 +176,8 @@ def estimate(
 
 def minutes(seconds:float)->str:
     "A duration for people"
-    if seconds < 90: return f'{max(seconds, 1):.0f} seconds'
+    if seconds < 1.5: return 'a second'
+    if seconds < 90: return f'{seconds:.0f} seconds'
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
 def announce(net, arch, size, n_train, n_other, epochs, limit=1800):
@@ -190,7 +191,7 @@ def announce(net, arch, size, n_train, n_other, epochs, limit=1800):
     say(line)
     return s
 
-# %% ../nbs/07_train.ipynb #b635b585
+# %% ../nbs/07_train.ipynb #fb95d395
 def train(
     table:pd.DataFrame, # with `split`
     root, # folder that the table's paths are relative to
@@ -203,6 +204,7 @@ def train(
     lr:float=1e-3, # of the head at its peak
     seed:int=42,
     official:bool=False, # allow a split that leaks, because it is the official one
+    fixed_bn:bool|None=None, # keep the body's batch-norm statistics; None: unless it starts at random
 )->Trained:
     "Train a classifier on the rows of `table` whose split is train; raises `LeakError` where the split leaks"
     begun,classes = time.time(),_classes(table)
@@ -216,7 +218,7 @@ def train(
     to_device(net, dls.device)
     n = (table.split != 'dropped').sum()
     announce(net, info['arch'], as_size(size), len(px['train'][1]), n-len(px['train'][1]), epochs)
-    learn,acc = oct_learner(dls, net, fixed_bn=weights != 'none'),None
+    learn,acc = oct_learner(dls, net, weights != 'none' if fixed_bn is None else fixed_bn),None
     if weights != 'none':
         acc = fit_head(learn, net)
         say(f'Head fitted on frozen features: validation accuracy {acc:.1%} ({time.time()-begun:.0f} s)')

@@ -1,0 +1,50 @@
+"""README.md from nbs/index.ipynb, without Quarto.
+
+    python .ci/readme.py            write README.md
+    python .ci/readme.py --check    exit 1 where it differs
+
+Markdown cells stand as they are, code cells become code blocks followed by their text output; links and pictures that
+are relative to nbs/ are made relative to the repository, notebook links lead to the docs site.
+"""
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HIDDEN = re.compile(r'^#\|\s*(hide|hide_input|default_exp|export|eval:\s*false)', re.M)
+
+
+def text(cell): return ''.join(cell['source']).strip()
+
+
+def output(cell):
+    "The text that a code cell left"
+    out = [''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in cell['outputs'] if o.get('name') != 'stderr']
+    return '\n'.join(o.rstrip() for o in out if o.strip())
+
+
+def block(cell):
+    if cell['cell_type'] == 'markdown': return text(cell)
+    if cell['cell_type'] != 'code' or HIDDEN.search(text(cell)): return ''
+    out = output(cell)
+    return f'```python\n{text(cell)}\n```' + (f'\n\n```\n{out}\n```' if out else '')
+
+
+def relink(md, docs):
+    md = re.sub(r'\]\((\d\w*?)_(\w+)\.ipynb\)', lambda m: f']({docs}{m[2]}.html)', md)
+    return re.sub(r'\]\(images/', '](nbs/images/', md)
+
+
+def readme():
+    docs = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']['urls']['Documentation']
+    cells = json.loads((ROOT/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
+    head = '<!-- made from nbs/index.ipynb by .ci/readme.py; edit that notebook instead -->\n\n'
+    return head + relink('\n\n'.join(b for b in map(block, cells) if b), docs) + '\n'
+
+
+if __name__ == '__main__':
+    new, path = readme(), ROOT/'README.md'
+    if '--check' not in sys.argv: path.write_text(new, encoding='utf-8')
+    elif path.read_text(encoding='utf-8') != new: sys.exit('README.md differs from nbs/index.ipynb: run make readme.')

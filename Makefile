@@ -1,0 +1,39 @@
+# make demo: a first classifier on synthetic scans.  make test: everything that CI checks.
+# Both build .venv by themselves, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test notebooks pytest prepare readme clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: run make PYTHON=/path/to/python3.11." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/oct-classify demo
+
+test: notebooks pytest
+
+notebooks: $(READY)
+	PYTHONWARNINGS='ignore:`torch.jit.script`:FutureWarning' $(BIN)/nbdev-test --n-workers 2 --timing nbs
+
+pytest: $(READY)
+	$(BIN)/python -m pytest
+
+# What to run after an edit of a notebook: clean, export, README.
+prepare: $(READY)
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-export
+	$(BIN)/python .ci/readme.py
+
+readme: $(READY)
+	$(BIN)/python .ci/readme.py
+
+clean:
+	rm -rf $(VENV) _proc _docs build dist *.egg-info

@@ -1,0 +1,64 @@
+"The figures that README and notebooks promise, on phantoms and, where they are at hand, on real scans."
+import json
+
+import pytest
+
+from oct_classify.data import load_table, scan_table
+from oct_classify.split import check_split
+
+
+def metrics(d):
+    m = json.loads((d/'metrics.json').read_text())
+    return {k: v for k,v in m.items() if k not in ('seconds', 'made')}
+
+
+def test_demo_learns(cli, offline, tmp_path):
+    code, _, err = cli('demo', '--out', tmp_path)
+    assert code == 0, err
+    m = metrics(tmp_path)
+    assert m['arch'] == offline and m['scans']['test'] == 160
+    assert m['test']['accuracy']['value'] >= .9, m['test']['accuracy']
+    t = load_table(tmp_path/'scans.parquet')
+    assert not set(t[t.folder == 'test'].patient) & set(t[t.folder == 'train'].patient)
+
+
+def test_same_seed_same_figures(cli, offline, tmp_path):
+    "With pretrained weights, head and one epoch of all layers"
+    from oct_classify.phantom import phantom_folder
+    d = phantom_folder(tmp_path/'d', 6, 1, 3, shape=(124, 128))
+    for o in ('a', 'b'): assert cli('run', d, '--arch', offline, '--size', '64', '--epochs', '1', '--seed', '7', '--out', tmp_path/o, '--quiet')[0] == 0
+    assert metrics(tmp_path/'a') == metrics(tmp_path/'b')
+    for f in ('split.csv',): assert (tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes()
+    assert load_table(tmp_path/'a/scans.parquet').equals(load_table(tmp_path/'b/scans.parquet'))
+    assert (tmp_path/'a/bundle/model.safetensors').read_bytes() == (tmp_path/'b/bundle/model.safetensors').read_bytes()
+
+
+def test_real_table_and_split(real):
+    from oct_classify.split import split_table
+    t = scan_table(real)
+    assert (t.error == '').all() and len(t) == 700 and t.folder.value_counts().to_dict() == {'train': 568, 'test': 100, 'val': 32}
+    s = split_table(t)
+    assert check_split(s).startswith('Verified') and (s.split != 'dropped').all()
+    assert split_table(t).equals(s)
+
+
+def test_real_head_alone(cli, real, offline, tmp_path):
+    "Frozen features at 128 pixels: far above chance within a minute"
+    code, _, err = cli('run', real, '--arch', offline, '--size', '128', '--epochs', '0', '--out', tmp_path)
+    assert code == 0, err
+    assert metrics(tmp_path)['test']['accuracy']['value'] >= .7
+
+
+def test_blocked_hub_falls_back(cli, offline, tmp_path, monkeypatch):
+    "resnet50 behind a firewall: one line says what takes its place, and so does the report"
+    import oct_classify.network as network
+    from oct_classify.phantom import phantom_folder
+
+    def blocked(url, timeout=5): raise network.HubError(f'{url} is not reachable from here.')
+    monkeypatch.setattr(network, '_probe', blocked)
+    monkeypatch.setattr(network, '_cached', lambda arch: None)
+    d = phantom_folder(tmp_path/'d', 5, 1, 2, shape=(124, 128))
+    code, _, err = cli('run', d, '--size', '64', '--epochs', '0', '--out', tmp_path/'o')
+    assert code == 0 and f'Going on with {offline}' in err
+    assert 'took its place' in (tmp_path/'o/report.html').read_text(encoding='utf-8')
+    assert metrics(tmp_path/'o')['arch'] == offline

@@ -1,0 +1,110 @@
+"Generated files agree with their sources, and every guard here is tried on a planted fault."
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from importlib.metadata import distribution, metadata
+from pathlib import Path
+
+import pytest
+
+LEFT_OUT = shutil.ignore_patterns('.venv', '.git', '_proc', '_docs', '*.egg-info', '__pycache__', 'oct-*', 'build', 'dist', '.pytest_cache', 'data')
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    "A copy of the working tree"
+    return shutil.copytree(root, tmp_path/'copy', ignore=LEFT_OUT)
+
+
+def contents(d): return {p.relative_to(d).as_posix(): p.read_bytes() for top in ('nbs', 'oct_classify', 'README.md') for p in [d/top, *(d/top).rglob('*')] if p.is_file() and '__pycache__' not in p.parts}
+
+
+def regenerate(d):
+    "Clean, export, README, sidebar: the names of the files that changed"
+    before = contents(d)
+    steps = ('from nbdev.clean import nbdev_clean; nbdev_clean()', 'from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; nbdev_export()',
+             'from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar; refresh_quarto_yml(); nbdev_sidebar()')
+    for s in steps: subprocess.run([sys.executable, '-c', s], cwd=d, check=True, capture_output=True)
+    subprocess.run([sys.executable, '.ci/readme.py'], cwd=d, check=True)
+    after = contents(d)
+    return sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
+
+
+def test_generated_files_are_in_sync(copy): assert regenerate(copy) == []
+
+
+def test_planted_differences_are_found(copy):
+    (copy/'oct_classify/core.py').open('a').write('\nx = 1\n')
+    (copy/'README.md').open('a').write('more\n')
+    nb = copy/'nbs/04_split.ipynb'
+    o = json.loads(nb.read_text(encoding='utf-8'))
+    next(c for c in o['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
+    nb.write_text(json.dumps(o), encoding='utf-8')
+    assert regenerate(copy) == ['README.md', 'nbs/04_split.ipynb', 'oct_classify/core.py']
+
+
+def test_docs_pages_can_be_processed(copy):
+    subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=copy, check=True, capture_output=True)
+    assert (copy/'_proc/04_split.ipynb').exists() or list((copy/'_proc').rglob('*split*'))
+
+
+def notebooks(root): return sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+def faults(nb:Path, root):
+    "What is wrong with a notebook"
+    o = json.loads(nb.read_text(encoding='utf-8'))
+    src = '\n'.join(''.join(c['source']) for c in o['cells'])
+    out = json.dumps([c.get('outputs') for c in o['cells']])
+    rel = nb.relative_to(root).as_posix()
+    return [why for bad,why in ((nb.stat().st_size > 500_000, 'over 500 KB'), ('"output_type": "error"' in out, 'stored error'),
+        (f'colab.research.google.com/github/oct-classify/oct_classify/blob/main/{rel})' not in src, 'badge does not point to itself'),
+        (re.search(r'/(home|root|work|Users)/', out), 'machine path in an output'), (any('id' not in c for c in o['cells']), 'cell without id')) if bad]
+
+
+def test_notebooks_are_presentable(root): assert {p.name: f for p in notebooks(root) if (f := faults(p, root))} == {}
+
+
+def test_planted_notebook_faults_are_found(copy):
+    nb = copy/'nbs/00_core.ipynb'
+    o = json.loads(nb.read_text(encoding='utf-8'))
+    code = next(c for c in o['cells'] if c['cell_type'] == 'code')
+    code['outputs'] = [dict(output_type='error', ename='E', evalue='/home/me/x', traceback=[])]
+    del code['id']
+    text = json.dumps(o).replace('blob/main/nbs/00_core.ipynb', 'blob/main/nbs/00_more.ipynb') + ' '*500_000
+    nb.write_text(text, encoding='utf-8')
+    assert len(faults(nb, copy)) == 5
+
+
+def test_one_repository_address(root):
+    urls = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['project']['urls']
+    repo, docs = urls['Repository'], urls['Documentation']
+    slug = repo.removeprefix('https://github.com/')
+    files = [*notebooks(root), root/'README.md', root/'CITATION.cff', root/'nbs/nbdev.yml']
+    text = '\n'.join(p.read_text(encoding='utf-8') for p in files)
+    assert set(re.findall(r'github\.com/([\w.-]+/oct_classify)', text)) == {slug}
+    assert set(re.findall(r'colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/', text)) == {slug}
+    assert set(re.findall(r'https://[\w.-]+\.github\.io/\w+/', text)) == {docs}
+    assert f'repository-code: {repo}\n' in (root/'CITATION.cff').read_text(encoding='utf-8')
+
+
+def test_metadata_comes_from_settings(root):
+    ini = ConfigParser(delimiters=['='])
+    ini.read(root/'settings.ini', encoding='utf-8')
+    m, d = metadata('oct_classify'), distribution('oct_classify')
+    import oct_classify
+    assert (m['Version'], m['Summary'], m['Requires-Python']) == (oct_classify.__version__, ini['DEFAULT']['description'], f">={ini['DEFAULT']['min_python']}")
+    wanted = {r.strip().replace(' ', '') for r in ini['DEFAULT']['requirements'].split('\n') if r.strip()}
+    norm = lambda r: r.replace('_', '-').lower()
+    assert {norm(r) for r in d.requires if 'extra' not in r} == {norm(r) for r in wanted}
+    assert set(m.get_all('Provides-Extra')) == set(ini['extras']) - set(ini.defaults())
+
+
+def test_constraints_name_every_requirement(root):
+    pins = {re.split('==', line)[0].lower().replace('_', '-') for line in (root/'constraints.txt').read_text().splitlines() if '==' in line}
+    need = {re.split(r'[<>=!\[ ;]', r)[0].lower().replace('_', '-') for r in distribution('oct_classify').requires} - {'oct-classify'}
+    assert need - pins == set()
