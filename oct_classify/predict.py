@@ -8,8 +8,8 @@ Docs: https://oct-classify.github.io/oct_classify/predict.html.md"""
 __all__ = ['SCHEMA', 'RESEARCH_USE', 'IMAGES', 'versions', 'table_hash', 'save_bundle', 'load_config', 'OctModel', 'scan_files',
            'model_card']
 
-# %% ../nbs/10_predict.ipynb #208ffe85
-import hashlib, json, os, platform
+# %% ../nbs/10_predict.ipynb #094b3093
+import hashlib, json, platform
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .core import *
 from .network import check_arch, network
 from .prepare import VIEWS, as_size, prepare_many
 
-# %% ../nbs/10_predict.ipynb #e367dbd5
+# %% ../nbs/10_predict.ipynb #6a49cd08
 SCHEMA = 1
 RESEARCH_USE = 'For research use only: this is not a medical device and must not guide the care of a patient.'
 
@@ -43,6 +43,7 @@ def save_bundle(
     config:dict, # arch, classes, size, view, and what else should be known
     predictions:pd.DataFrame|None=None, # table behind the figures
     card:str='', # MODEL_CARD.md
+    seen:pd.DataFrame|None=None, # patient and sha256 of the scans in training and validation
 )->Path: # `path`
     "Write a model bundle, complete or not at all"
     config = dict(schema=SCHEMA, temperature=1., mirror=True, thresholds=dict(urgent=.5)) | config | dict(versions=versions())
@@ -50,10 +51,11 @@ def save_bundle(
         (d/'model.safetensors').write_bytes(save({k: v.contiguous() for k,v in net.state_dict().items()}))
         (d/'config.json').write_text(json.dumps(config, indent=1)+'\n', encoding='utf-8')
         (d/'MODEL_CARD.md').write_text(card or f'# Model card\n\n{RESEARCH_USE}\n', encoding='utf-8')
-        if predictions is not None: predictions.to_parquet(d/'predictions.parquet', index=False)
+        for name,t in (('predictions', predictions), ('training', seen)):
+            if t is not None: t.to_parquet(d/f'{name}.parquet', index=False)
     return Path(path)
 
-# %% ../nbs/10_predict.ipynb #c888fab2
+# %% ../nbs/10_predict.ipynb #48e23d9a
 _types = dict(schema=int, arch=str, classes=list, size=list, view=str, temperature=(int, float), mirror=bool, thresholds=dict)
 
 def load_config(
@@ -67,11 +69,11 @@ def load_config(
         bad = [k for k,t in _types.items() if not isinstance(c.get(k), t)]
     except (ValueError, AttributeError): raise OctError(f'{p} is damaged: get the bundle again.') from None
     if bad: raise OctError(f'{p} lacks a usable {bad[0]!r}: get the bundle again.')
-    if c['schema'] != SCHEMA: raise OctError(f"The bundle has schema {c['schema']}, this version reads schema {SCHEMA}: install the version of oct_classify that wrote it ({c.get('versions', {}).get('oct_classify', 'unknown')}).")
-    if c['view'] not in VIEWS or not 0 < c['temperature'] < 100 or not 2 <= len(c['classes']) <= 1000 or not all(isinstance(k, str) for k in c['classes']): raise OctError(f'{p} holds values out of range: get the bundle again.')
+    if c['schema'] != SCHEMA: raise OctError(f"The bundle has schema {c['schema']}, this version reads schema {SCHEMA}: install the version of oct_classify that wrote it.")
+    if c['view'] not in VIEWS or not 0 < c['temperature'] < 100 or not 2 <= len(c['classes']) <= 1000 or not all(isinstance(k, str) for k in c['classes']) or not all(isinstance(o, float) for o in c['thresholds'].values()): raise OctError(f'{p} holds values out of range: get the bundle again.')
     return c
 
-# %% ../nbs/10_predict.ipynb #6d3d59ea
+# %% ../nbs/10_predict.ipynb #59c240b8
 class OctModel:
     "A network with all that is needed to use it: `classes`, `config`"
     def __init__(self, net:nn.Module, config:dict, device=None):
@@ -100,12 +102,14 @@ class OctModel:
     )->np.ndarray: # (N, K) float32, mean of scan and mirror image
         "Network output before temperature and softmax"
         out = []
+        if not len(pixels): return np.zeros((0, len(self.classes)), np.float32)
         for b in progress(torch.from_numpy(pixels).split(bs), desc='Predicting'):
             b = b.to(self.device)
-            with torch.autocast(self.device.type, enabled=self.device.type == 'cuda'): o = self.net(b).float()
-            if self.config['mirror']: o = (o+self.net(b.flip(-1)).float())/2
+            with torch.autocast(self.device.type, enabled=self.device.type == 'cuda'):
+                o = self.net(b).float()
+                if self.config['mirror']: o = (o+self.net(b.flip(-1)).float())/2
             out.append(o.cpu())
-        return torch.cat(out).numpy() if out else np.zeros((0, len(self.classes)), np.float32)
+        return torch.cat(out).numpy()
 
     def probs(self, pixels:np.ndarray)->np.ndarray:
         "Calibrated probabilities (N, K) of prepared pixels (N, H, W) uint8"

@@ -7,10 +7,9 @@ Docs: https://oct-classify.github.io/oct_classify/prepare.html.md"""
 # %% auto #0
 __all__ = ['VIEWS', 'white_border', 'fill_borders', 'as_size', 'prepare', 'prepare_many']
 
-# %% ../nbs/05_prepare.ipynb #9a55b195
+# %% ../nbs/05_prepare.ipynb #75a3fb94
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from PIL import Image

@@ -17,10 +17,11 @@ from scipy.sparse.csgraph import connected_components
 
 from .core import *
 
-# %% ../nbs/04_split.ipynb #e3ca0842
+# %% ../nbs/04_split.ipynb #b7d7584d
 def _links(df, column):
     "Pairs (row, stand-in for the value) of one grouping column; missing values link nothing"
     v = df[column].astype('string').fillna('')
+    if column == 'sha256' and 'error' in df: v = v.where(df.error == '', '') # all empty files are equal, and mean nothing
     codes,_ = pd.factorize(v)
     return np.flatnonzero(v != ''), codes[v != '']
 
@@ -38,7 +39,7 @@ def components(
     i,j = np.concatenate(ii),np.concatenate(jj)
     return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(width, width)), directed=False)[1][:n]
 
-# %% ../nbs/04_split.ipynb #dfe983c2
+# %% ../nbs/04_split.ipynb #d4f70e92
 SPLITS = ('train', 'valid', 'test', 'dropped')
 POLICIES = ('official', 'clean', 'patient')
 
@@ -46,18 +47,21 @@ def _order(key, seed): return hashlib.sha256(f'{seed}:{key}'.encode()).hexdigest
 
 def _draw(df, share, seed):
     "Rows (mask) of whole groups that make up about `share` of each class, never all groups of a class"
-    comp = components(df)
-    g = df.assign(comp=comp, key=df.patient.astype('string').fillna(df.path)).groupby('comp').agg(key=('key', 'min'), label=('label', lambda o: o.mode()[0]), n=('path', 'size'))
+    g = df.assign(key=df.patient.astype('string').fillna(df.path)).groupby('group').agg(key=('key', 'min'), label=('label', lambda o: o.mode()[0]), n=('path', 'size'))
     g['order'] = [_order(k, seed) for k in g.key]
-    taken = []
-    for _,c in g.sort_values('order').groupby('label'):
-        before = c.n.cumsum()-c.n
-        take = (before+c.n/2 <= share*c.n.sum()) | (before == 0)
-        take.iloc[-1] = False # one group at least stays behind
-        taken += c.index[take].tolist()
-    return np.isin(comp, taken)
+    return df.group.isin([i for _,c in g.sort_values('order').groupby('label') for i in _take(c, share)]).to_numpy()
 
-# %% ../nbs/04_split.ipynb #9cd3c4fc
+def _take(c, share):
+    "Groups in their drawn order, each taken where it fits into what is left of `share`; the smallest where none does"
+    left,out = share*c.n.sum(),[]
+    for i,n in c.n.items():
+        if n/2 <= left and n <= share*c.n.sum()*1.5:
+            out.append(i)
+            left -= n
+        if left <= 0: break
+    return (out or [c.n.idxmin()])[:len(c)-1] # one group at least stays behind
+
+# %% ../nbs/04_split.ipynb #82ddcd4b
 def _drop(df, mask, reason):
     "Move the rows of `mask` to `dropped`; `reason` is a text or a Series"
     df.loc[mask, 'split'] = 'dropped'
@@ -74,13 +78,11 @@ def _drop_twins(df):
 
 def _drop_shared(df):
     "Whatever belongs together with a test scan leaves training"
-    ok = df.split != 'dropped'
-    comp = pd.Series(components(df), df.index)
-    hit = ok & (df.split != 'test') & comp.isin(comp[df.split == 'test'])
+    hit = ~df.split.isin(['dropped', 'test']) & df.group.isin(df.group[df.split == 'test'])
     at_test = df.patient.isin(df.patient[df.split == 'test'].dropna())
     _drop(df, hit, pd.Series(np.where(at_test, 'Patient ' + df.patient.astype('string').fillna('') + ' is in the test set.', 'Belongs together with a test scan.'), df.index))
 
-# %% ../nbs/04_split.ipynb #4f5e78d2
+# %% ../nbs/04_split.ipynb #58050775
 def _need(df, side, hint):
     "Every class must be present on `side`"
     gone = [c for c in sorted(df.label.unique()) if not ((df.split == side) & (df.label == c)).any()]
@@ -92,14 +94,12 @@ def split_table(
     valid:float=.15, # share of each class for validation
     test:float=.15, # share of each class for test, policy 'patient' only
     seed:int=42, # fixes the draw
-)->pd.DataFrame: # the table with `split` and `reason`
+)->pd.DataFrame: # the table with `split`, `reason` and `group`, the number of its component
     "Put every scan on one side; raises `OctError` where a class would be missing"
     if policy not in POLICIES: raise OctError(f'There is no policy {policy!r}: choose one of {", ".join(POLICIES)}.')
     if table.label.nunique() < 2: raise OctError(f'Only {table.label.iloc[0]} scans were found: a classifier needs at least two classes.')
-    df = table.assign(split='train', reason='')
-    if policy != 'patient':
-        df['split'] = df.folder.map({'test': 'test', 'val': 'valid' if policy == 'official' else 'train'}).fillna('train')
-        if not (df.split == 'test').any(): raise OctError(f"Policy '{policy}' keeps the test folder, but there is none: choose --policy patient.")
+    df = table.reset_index(drop=True).assign(split='train', reason='', group=components(table))
+    if policy != 'patient': df['split'] = _as_shipped(df, policy)
     _drop(df, df.error != '', df.error)
     if policy == 'clean': _drop_shared(df)
     if policy != 'official': _drop_twins(df)
@@ -107,14 +107,19 @@ def split_table(
     if policy != 'official' or not (df.split == 'valid').any(): _draw_side(df, 'valid', valid/(1-test) if policy == 'patient' else valid, seed+1)
     _need(df, 'train', 'add scans of that class, or remove its folder.')
     if policy == 'patient': _need(df, 'test', 'a class needs scans of at least two patients.')
+    if not (df.split == 'test').any(): raise OctError('Not one test scan can be used: see the reasons in the table, or choose --policy patient.')
     if policy != 'official': check_split(df)
     return df
+
+def _as_shipped(df, policy):
+    if not (df.folder == 'test').any(): raise OctError(f"Policy '{policy}' keeps the test folder, but there is none: choose --policy patient.")
+    return df.folder.map({'test': 'test', 'val': 'valid' if policy == 'official' else 'train'}).fillna('train')
 
 def _draw_side(df, side, share, seed):
     pool = df[df.split == 'train']
     df.loc[pool.index[_draw(pool, share, seed)], 'split'] = side
 
-# %% ../nbs/04_split.ipynb #f5e9a106
+# %% ../nbs/04_split.ipynb #e99a5966
 class LeakError(OctError):
     "The same patient or the same file is on two sides of a split"
 
@@ -123,11 +128,14 @@ def check_split(
 )->str: # one sentence: what was verified
     "Raise `LeakError` with the offending names where a patient or a file is on two sides"
     used = df[df.split.isin(SPLITS[:3])]
-    for column,noun in (('patient', 'patient'), ('sha256', 'file')):
+    for column,noun in (('patient', 'patient'), ('sha256', 'file'), ('group', 'group of linked patients and files')):
+        if column not in used: continue
         o = used[used[column].notna() & (used[column].astype('string') != '')]
         bad = o[o.groupby(column).split.transform('nunique') > 1]
         if len(bad):
             names = '; '.join(f'{s}: {p}' for s,p in bad.sort_values([column, 'split'])[['split', 'path']].head(4).values)
             raise LeakError(f'The same {noun} is on two sides of the split ({bad[column].nunique()} in all), e.g. {names}: split again with --policy clean.')
     sides = ', '.join(f'{s} {n:,}' for s in SPLITS[:3] if (n := (used.split == s).sum()))
-    return f'Verified: no patient ({used.patient.nunique():,} in all) and no identical file is on two sides ({sides} scans).'
+    unknown = used.patient.isna().sum()
+    return (f'Verified: no patient ({used.patient.nunique():,} in all) and no identical file is on two sides ({sides} scans).'
+        + (f' The patients of {unknown:,} scans are unknown, as their names do not follow LABEL-patient-number, so nothing was verified of them.' if unknown else ''))

@@ -8,16 +8,16 @@ Docs: https://oct-classify.github.io/oct_classify/train.html.md"""
 __all__ = ['Scans', 'ToPixels', 'augmentations', 'dataloaders', 'class_weights', 'EpochLines', 'FixedStatistics', 'oct_learner',
            'features', 'fit_head', 'Trained', 'fine_tune', 'estimate', 'minutes', 'announce', 'train']
 
-# %% ../nbs/07_train.ipynb #2ea42526
+# %% ../nbs/07_train.ipynb #1411150c
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, IntToFloatTensor, Learner, ProgressCallback, TensorCategory,
-    TensorImage, TfmdDL, Transform, accuracy, aug_transforms, default_device, to_device, vision_learner)
+    TensorImage, TfmdDL, Transform, accuracy, aug_transforms, to_device, vision_learner)
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -26,7 +26,7 @@ from .network import *
 from .prepare import *
 from .split import check_split
 
-# %% ../nbs/07_train.ipynb #a903baaa
+# %% ../nbs/07_train.ipynb #62cafb39
 class Scans:
     "Prepared pixels (N, H, W) uint8 and class indices as a dataset of fastai tensors"
     def __init__(self, pixels, y): self.pixels,self.y = pixels,np.array(y)
@@ -47,10 +47,10 @@ def dataloaders(
     valid:tuple, # the same for validation
     bs:int=16, # scans per batch
     classes:tuple=CLASSES,
-    device=None, # None: fastai's default, the GPU where there is one
+    device='cpu',
 )->DataLoaders:
     "fastai `DataLoaders` over prepared pixels; training batches are shuffled and augmented"
-    device = torch.device(device or default_device())
+    device = torch.device(device)
     dls = [TfmdDL(Scans(*train), bs=bs, shuffle=True, drop_last=len(train[1]) > bs, after_batch=augmentations(), split_idx=0, num_workers=0, device=device),
            TfmdDL(Scans(*valid), bs=2*bs, num_workers=0, device=device)]
     dls = DataLoaders(*dls, device=device)
@@ -124,7 +124,7 @@ def fit_head(
     with head.no_bar(), head.no_logging(): head.fit_one_cycle(epochs, lr)
     return head.recorder.values[-1][-1]
 
-# %% ../nbs/07_train.ipynb #9cf5cb13
+# %% ../nbs/07_train.ipynb #92efa727
 @dataclass
 class Trained:
     "What `train` returns"
@@ -141,21 +141,18 @@ def fine_tune(
     learn.unfreeze()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, slice(lr/3, lr), cbs=EpochLines('Epoch'))
 
-def _history(learn, acc):
-    "The recorder's values; epoch 0 is the head alone"
-    rows = [dict(epoch=i+1, train_loss=a, valid_loss=b, valid_accuracy=c) for i,(a,b,c) in enumerate(learn.recorder.values)]
-    return pd.DataFrame([dict(epoch=0, valid_accuracy=acc), *rows] if acc is not None else rows)
-
-# %% ../nbs/07_train.ipynb #e0a06de5
+# %% ../nbs/07_train.ipynb #8e9e0b10
 def _per_scan(net, size, bs=4):
     "Seconds per scan for a forward pass and for a training step, timed on two batches"
     dev = next(net.parameters()).device
     x = torch.zeros(bs, *size, dtype=torch.uint8, device=dev)
     def timed(step):
+        wait = torch.cuda.synchronize if dev.type == 'cuda' else lambda: None
         step() # the first run also warms up
+        wait()
         t = time.perf_counter()
         step()
-        if dev.type == 'cuda': torch.cuda.synchronize()
+        wait()
         return (time.perf_counter()-t)/bs
     net.eval()
     with torch.no_grad(): fwd = timed(lambda: net(x))
@@ -181,7 +178,10 @@ def minutes(seconds:float)->str:
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
 def announce(net, arch, size, n_train, n_other, epochs, limit=1800):
-    "Say what the work will take and, over `limit` seconds, the faster choice; returns the estimate"
+    "Say what the work will take and, over `limit` seconds, the faster choice; returns the estimate; draws no random number that others would miss"
+    with torch.random.fork_rng(): return _announce(net, arch, size, n_train, n_other, epochs, limit)
+
+def _announce(net, arch, size, n_train, n_other, epochs, limit):
     s = estimate(net, size, n_train, n_other, epochs)
     line = f'Training {arch} on {n_train:,} scans: about {minutes(s)} on this machine.'
     if s > limit:
@@ -191,7 +191,7 @@ def announce(net, arch, size, n_train, n_other, epochs, limit=1800):
     say(line)
     return s
 
-# %% ../nbs/07_train.ipynb #fb95d395
+# %% ../nbs/07_train.ipynb #7a50c99b
 def train(
     table:pd.DataFrame, # with `split`
     root, # folder that the table's paths are relative to
@@ -212,20 +212,33 @@ def train(
     if weights == 'none' and not epochs: raise OctError('With --weights none and --epochs 0 nothing is trained: choose at least one epoch.')
     set_seed(seed)
     net,info = pretrained(arch, len(classes), size, weights)
+    n,dev = table.split.value_counts(),torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    announce(to_device(net, dev), info['arch'], as_size(size), n['train'], n.get('valid', 0)+n.get('test', 0), epochs)
+    dls = _sides(table, root, size, view, classes, bs, dev)
+    learn = oct_learner(dls, net, weights != 'none' if fixed_bn is None else fixed_bn)
+    history = _teach(learn, net, epochs, lr, weights != 'none')
+    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, epochs=epochs, bs=bs, lr=lr, seed=seed, device=dev.type,
+        balance='every class weighs the same in the loss', seconds=round(time.time()-begun, 1), **_statistics(dls.train_ds.pixels))
+    return Trained(net.cpu().eval(), info, history)
+
+def _sides(table, root, size, view, classes, bs, dev):
+    "Prepared pixels of both sides as `DataLoaders`"
     px = {s: _pixels(table[table.split == s], root, size, view, classes) for s in ('train', 'valid')}
-    if not len(px['valid'][1]): px['valid'] = px['train'] # nothing to validate on: the curve then shows training scans
-    dls = dataloaders(px['train'], px['valid'], bs, classes)
-    to_device(net, dls.device)
-    n = (table.split != 'dropped').sum()
-    announce(net, info['arch'], as_size(size), len(px['train'][1]), n-len(px['train'][1]), epochs)
-    learn,acc = oct_learner(dls, net, weights != 'none' if fixed_bn is None else fixed_bn),None
-    if weights != 'none':
-        acc = fit_head(learn, net)
-        say(f'Head fitted on frozen features: validation accuracy {acc:.1%} ({time.time()-begun:.0f} s)')
-    if epochs: fine_tune(learn, epochs, lr)
-    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, epochs=epochs, bs=bs, lr=lr, seed=seed, device=dls.device.type,
-        balance='every class weighs the same in the loss', seconds=round(time.time()-begun, 1), **_statistics(px['train'][0]))
-    return Trained(net.cpu().eval(), info, _history(learn, acc) if epochs else pd.DataFrame([dict(epoch=0, valid_accuracy=acc)]))
+    if not len(px['valid'][1]):
+        say('No scan is left for validation, so the curve shows training scans.')
+        px['valid'] = px['train']
+    return dataloaders(px['train'], px['valid'], bs, classes, dev)
+
+def _teach(learn, net, epochs, lr, head):
+    "Head, then all layers; the recorder's values, where epoch 0 is the head alone"
+    begun,rows = time.time(),[]
+    if head:
+        rows = [dict(epoch=0, valid_accuracy=fit_head(learn, net))]
+        say(f"Head fitted on frozen features: validation accuracy {rows[0]['valid_accuracy']:.1%} ({time.time()-begun:.0f} s)")
+    if epochs:
+        fine_tune(learn, epochs, lr)
+        rows += [dict(epoch=i+1, train_loss=a, valid_loss=b, valid_accuracy=c) for i,(a,b,c) in enumerate(learn.recorder.values)]
+    return pd.DataFrame(rows)
 
 def _classes(table): return tuple(c for c in CLASSES if (table.label == c).any()) + tuple(sorted(set(table.label)-set(CLASSES)))
 

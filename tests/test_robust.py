@@ -143,7 +143,7 @@ def test_killed_while_writing(tmp_path):
 
 @pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
 def test_ctrl_c_keeps_what_was_finished(data, tmp_path):
-    "Ctrl-C during training exits with 130 and a sentence; the same command then ends well, reading no file twice"
+    "Ctrl-C during training exits with 130 and a sentence; the stages before it are kept"
     cmd = [sys.executable, '-m', 'oct_classify.cli', 'run', str(data), *RUN[:-1], '400', '--out', str(tmp_path/'out')]
     p = subprocess.Popen(cmd, stderr=subprocess.PIPE, text=True)
     for line in p.stderr:

@@ -20,13 +20,13 @@ def copy(root, tmp_path):
     return shutil.copytree(root, tmp_path/'copy', ignore=LEFT_OUT)
 
 
-def contents(d): return {p.relative_to(d).as_posix(): p.read_bytes() for top in ('nbs', 'oct_classify', 'README.md') for p in [d/top, *(d/top).rglob('*')] if p.is_file() and '__pycache__' not in p.parts}
+def contents(d): return {p.relative_to(d).as_posix(): p.read_bytes().replace(b'\r\n', b'\n') for top in ('nbs', 'oct_classify', 'README.md') for p in [d/top, *(d/top).rglob('*')] if p.is_file() and '__pycache__' not in p.parts}
 
 
 def regenerate(d):
     "Clean, export, README, sidebar: the names of the files that changed"
     before = contents(d)
-    steps = ('from nbdev.clean import nbdev_clean; nbdev_clean()', 'from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; nbdev_export()',
+    steps = ('from nbdev.clean import nbdev_clean; nbdev_clean()', 'from nbdev.doclinks import nbdev_export; nbdev_export()',
              'from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar; refresh_quarto_yml(); nbdev_sidebar()')
     for s in steps: subprocess.run([sys.executable, '-c', s], cwd=d, check=True, capture_output=True)
     subprocess.run([sys.executable, '.ci/readme.py'], cwd=d, check=True)
