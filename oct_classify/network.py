@@ -33,7 +33,7 @@ class Pixels(nn.Module):
         if x.ndim == 3: x = x[:,None]
         return (x.to(self.mean.dtype).expand(-1, 3, -1, -1) - self.mean) / self.std
 
-# %% ../nbs/05b_network.ipynb #1372e1e7
+# %% ../nbs/05b_network.ipynb #92e925ab
 def _torchvision_names(): return torchvision.models.list_models(module=torchvision.models)
 
 def check_arch(
@@ -42,7 +42,7 @@ def check_arch(
     "Where an architecture comes from; raises `OctError` with the nearest names where there is none"
     if timm.is_model(arch): return 'timm'
     if arch in _torchvision_names(): return 'torchvision'
-    near = difflib.get_close_matches(arch, timm.list_models()+_torchvision_names(), 3)
+    near = difflib.get_close_matches(arch, {*timm.list_models(), *_torchvision_names()}, 3)
     raise OctError(f'There is no architecture {arch!r} in timm or torchvision' + (f': did you mean {" or ".join(near)}?' if near else ': see timm.list_models().'))
 
 def _cut(model):

@@ -57,7 +57,7 @@ def dataloaders(
     dls.vocab,dls.c = list(classes),len(classes)
     return dls
 
-# %% ../nbs/07_train.ipynb #5a7c36e1
+# %% ../nbs/07_train.ipynb #02938691
 def class_weights(
     y, # class indices of the training scans
     n_classes:int,
@@ -75,7 +75,7 @@ class EpochLines(Callback):
         say(f'{self.desc} {self.epoch+1}/{self.n_epoch}: loss {loss:.3f}, validation loss {valid:.3f}, validation accuracy {acc:.1%} ({time.time()-self.begun:.0f} s)')
 
 class FixedStatistics(Callback):
-    "Batch-norm statistics of the body stay ImageNet's: batches of 16 estimate worse ones"
+    "Batch-norm statistics of the body stay ImageNet's"
     order = 10
     def before_train(self): self.model[0].eval()
 
