@@ -296,7 +296,7 @@ def _patient_sentence(p):
     known = p.patient.notna()
     return f'{known.sum():,} scans of {p.patient.nunique():,} patients' + (f' and {(~known).sum():,} of unknown patients.' if not known.all() else '.')
 
-# %% ../nbs/13_cli.ipynb #1e8b0db6
+# %% ../nbs/13_cli.ipynb #6f563daa
 def run(
     data, # folder of scans in class folders
     out='oct-out', # output folder
@@ -355,17 +355,22 @@ def _course(c):
     epochs = f"{c['epochs']} epoch{'s'*(c['epochs'] != 1)} of all layers"
     return epochs if c['weights'] == 'none' else 'head on frozen features' + (f', then {epochs}' if c['epochs'] else '')
 
-def _report(out, heading, preds, figs, data, m, c, df):
-    bad = ()
-    try: bad += (said,) if 'unknown' in (said := check_split(df)) else ()
-    except LeakError as e: bad = (f'These figures are too good. {e}',)
+def _warnings(df, c):
+    "Sentences that belong above the figures, and whether the guard could verify every scan"
+    try: said,verified = check_split(df),True
+    except LeakError as e: said,verified = f'These figures are too good. {e}',False
+    verified = verified and 'unknown' not in said
     asked = c.get('request', {}).get('arch', c['arch'])
-    if asked != c['arch']: bad += (f'{asked} was asked for, but its ImageNet weights could not be fetched; {c["arch"]} took its place.',)
+    stand_in = [f'{asked} was asked for, but its ImageNet weights could not be fetched; {c["arch"]} took its place.'] if asked != c['arch'] else []
+    return [said]*(not verified) + stand_in, verified
+
+def _report(out, heading, preds, figs, data, m, c, df):
+    notes,verified = _warnings(df, c)
     total = m['seconds']['total']
     made = [('network', f"{c['arch']}, weights started from: {c['weights']}, {c['size'][0]}x{c['size'][1]} grey pixels, view {c['view']}"), ('training', f"{_course(c)}; {c['balance']}; seed {c['seed']}"),
         ('calibration', f"temperature {c['temperature']:.2f}, fitted on validation scans" if c.get('calibrated') else 'none: too few validation scans'), ('split', f"policy {m['policy']}; " + ', '.join(f'{k} {v:,}' for k,v in m['scans'].items()) + f"; table {m['table'][:12]}"),
         ('time', f"{total:.0f} seconds in all, {m['seconds']['train']:.0f} of them training, on {m['hardware']}"), ('versions', ', '.join(f'{k} {v}' for k,v in m['versions'].items()))]
-    write_report(out/'report.html', heading, preds, figs, data, made, df, c.get('history'), bad, verified=not bad or asked != c['arch'] and len(bad) == 1)
+    write_report(out/'report.html', heading, preds, figs, data, made, df, c.get('history'), notes, verified)
 
 # %% ../nbs/13_cli.ipynb #9384fbda
 def demo(

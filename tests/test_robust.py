@@ -111,6 +111,22 @@ def test_unwritable_folder(cli, data, tmp_path):
     assert 'may write' in sentence(cli('run', data, *RUN, '--out', tmp_path/'shut', '--quiet'))
 
 
+def test_official_policy_says_that_it_leaks(cli, data, tmp_path):
+    "The same data: official trains on a leak and says so on top of the report, clean drops it, an unknown patient is named"
+    one = data/'train/CNV/CNV-1000-1.jpeg'
+    shutil.copy(one, data/'test/CNV/CNV-1000-9.jpeg')
+    code, _, err = cli('run', data, *RUN, '--policy', 'official', '--out', tmp_path/'official')
+    assert code == 0 and 'Beware' in err and 'CNV-1000-1.jpeg' in err
+    assert 'These figures are too good' in (tmp_path/'official/report.html').read_text(encoding='utf-8')
+    one.rename(one.with_name('left eye.jpeg'))
+    assert cli('run', data, *RUN, '--out', tmp_path/'clean', '--quiet')[0] == 0
+    s = pd.read_csv(tmp_path/'clean/split.csv').set_index('path')
+    gone = s[s.split == 'dropped']
+    assert set(gone.index) == {'train/CNV/left eye.jpeg', 'train/CNV/CNV-1000-2.jpeg'}
+    assert 'patient' in gone.reason['train/CNV/CNV-1000-2.jpeg'].lower()
+    assert cli('run', data, *RUN, '--policy', 'patient', '--out', tmp_path/'patient', '--quiet')[0] == 0
+
+
 LIMITED = '''
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
