@@ -44,7 +44,7 @@ def _walk(root):
         for f in sorted(files):
             if not f.startswith('.') and f.lower() not in _junk_files: yield PurePosixPath(Path(d, f).relative_to(root).as_posix())
 
-# %% ../nbs/02_data.ipynb #69de15a5
+# %% ../nbs/02_data.ipynb #682a2083
 def find_scans(
     root, # folder that holds class folders at any depth
     classes:tuple=CLASSES, # class folder names, upper case
@@ -53,7 +53,7 @@ def find_scans(
     root = Path(root)
     if not root.exists(): raise OctError(f'There is no folder {root}: check the path.')
     if not root.is_dir(): raise OctError(f'{root} is a file, not a folder of scans: unpack it first or name the folder that holds the class folders.')
-    rows = [(len(p.parts), str(p), *at) for p in _walk(root) if (at := _place(p, classes))]
+    rows = [(len(p.parts), printable(p), *map(printable, at)) for p in _walk(root) if (at := _place(p, classes))]
     if not rows: raise OctError(f'No scan was found in {root}: its images must lie in folders called {", ".join(classes)}.')
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label'])
     if bare := _empty(root, classes, df.label): raise OctError(f'The class folder {bare[0]} holds no scan: put some in, or remove the folder.')
@@ -61,7 +61,6 @@ def find_scans(
     df['bytes'] = [_size(root/p) for p in df.path]
     twice = _second_copies(root, df)
     if twice.any(): say(f'{twice.sum():,} files are there a second time in another tree and were left out.')
-    df['path'] = [p.encode('utf-8', 'backslashreplace').decode() for p in df.path] # names that are not UTF-8
     return df[~twice][['path', 'folder', 'label', 'bytes']].reset_index(drop=True)
 
 def _size(p):

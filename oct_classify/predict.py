@@ -73,7 +73,7 @@ def load_config(
     if c['view'] not in VIEWS or not 0 < c['temperature'] < 100 or not 2 <= len(c['classes']) <= 1000 or not all(isinstance(k, str) for k in c['classes']) or not all(isinstance(o, float) for o in c['thresholds'].values()): raise OctError(f'{p} holds values out of range: get the bundle again.')
     return c
 
-# %% ../nbs/10_predict.ipynb #59c240b8
+# %% ../nbs/10_predict.ipynb #61abf119
 class OctModel:
     "A network with all that is needed to use it: `classes`, `config`"
     def __init__(self, net:nn.Module, config:dict, device=None):
@@ -122,7 +122,7 @@ class OctModel:
     )->pd.DataFrame: # the prediction table
         "Predict many scans; what can't be read keeps its row and says why"
         images = list(images)
-        names = [str(o) if isinstance(o, (str, Path)) else f'image {i}' for i,o in enumerate(images)] if names is None else list(names)
+        names = [printable(o) if isinstance(o, (str, Path)) else f'image {i}' for i,o in enumerate(images)] if names is None else list(names)
         parts = [self._block(images[i:i+block], names[i:i+block]) for i in range(0, len(images), block)]
         return pd.concat(parts, ignore_index=True) if parts else self._block([], [])
 

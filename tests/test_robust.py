@@ -52,7 +52,12 @@ def test_bad_files_cost_a_row(cli, data, tmp_path):
         im.save(d/fine[-1])
     for n in ('two words.jpeg', 'Größe µm 網膜.jpeg', 'CNV-12-1-2-3.jpeg', "quote's <b>.jpeg"):
         if os.name != 'nt' or '<' not in n: Image.fromarray(255-np.asarray(ramp)).rotate(len(n)).save(d/n); fine.append(n)
+    if sys.platform == 'linux': (d/os.fsdecode(b'Gr\xf6\xdfe.jpeg')).write_bytes(jpeg) # not UTF-8, from an old zip
+    for i,p in enumerate(sorted((data/'test/CNV').iterdir())): p.rename(p.with_name(f'a$_$ 網 {i}.jpeg')) # shown among the mistakes
     assert cli('run', data, *RUN, '--out', tmp_path/'out', '--quiet') == (0, '', '')
+    if sys.platform == 'linux': assert load_table(tmp_path/'out/scans.parquet').error.str.contains('not valid UTF-8').sum() == 1
+    code, out, err = cli('predict', tmp_path/'out/bundle', d, '--out', tmp_path/'p.csv')
+    assert code == 0 and len(pd.read_csv(tmp_path/'p.csv')) > len(bad) + len(fine)
     t = load_table(tmp_path/'out/scans.parquet').set_index('path')
     name = lambda n: f'train/CNV/{n}'
     assert (t.loc[[name(n) for n in [*bad, 'CNV-1-6.png', 'CNV-1-7.png', 'CNV-1-8.png']]].error != '').all()
