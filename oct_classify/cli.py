@@ -25,7 +25,7 @@ from .evaluate import *
 from .prepare import *
 from .split import *
 
-# %% ../nbs/13_cli.ipynb #3b765897
+# %% ../nbs/13_cli.ipynb #af3ed7a1
 def read_stage(
     data, # folder of scans
     out:Path, # output folder
@@ -39,7 +39,7 @@ def read_stage(
     save_table(table, f)
     os.utime(f, (begun, begun))
     bad = table[table.error != '']
-    if len(bad): say(f'{len(bad):,} of {len(table):,} files can not be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {f}.')
+    if len(bad): say(f'{len(bad):,} of {len(table):,} files can not be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {f.name}.')
     return table
 
 def split_stage(table, out, policy, seed):
