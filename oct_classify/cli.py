@@ -54,7 +54,7 @@ def split_stage(table, out, policy, seed):
         except LeakError as e: say(f'Beware, figures from this split are too good. {e}')
     return df
 
-# %% ../nbs/13_cli.ipynb #c1893246
+# %% ../nbs/13_cli.ipynb #4ee292e1
 def _request(df, o):
     "What decides a training: equal requests give equal models"
     from oct_classify.predict import table_hash
@@ -92,11 +92,7 @@ def _predicted(model, df, data, side):
     px,whys = prepare_many([Path(data)/p for p in t.path], model.config['size'], model.config['view'])
     ok = np.array([not w for w in whys], bool)
     t,z = t[ok],model.logits(px[ok])
-    return z, lambda: model.table(t.path, _softmax(z/model.config['temperature'])).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'), split=side)
-
-def _softmax(z):
-    e = np.exp(z.astype(float)-z.max(1, keepdims=True, initial=-np.inf))
-    return e/e.sum(1, keepdims=True)
+    return z, lambda: model.table(t.path, model.calibrated(z)).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'), split=side)
 
 def evaluate_stage(model, df, data):
     "Predictions and figures of validation and test; fits the temperature on validation first"
@@ -296,7 +292,7 @@ def _patient_sentence(p):
     known = p.patient.notna()
     return f'{known.sum():,} scans of {p.patient.nunique():,} patients' + (f' and {(~known).sum():,} of unknown patients.' if not known.all() else '.')
 
-# %% ../nbs/13_cli.ipynb #6f563daa
+# %% ../nbs/13_cli.ipynb #72c7c3ef
 def run(
     data, # folder of scans in class folders
     out='oct-out', # output folder
@@ -331,12 +327,12 @@ def _check_early(data, arch, size):
 
 def finish(model, df, data, out, o, seconds, t0, heading, test=True):
     "Evaluate, save the bundle, write metrics and report"
-    from oct_classify.predict import model_card, save_bundle, table_hash, versions
+    from oct_classify.predict import model_card, save_bundle, versions
     t = time.time()
     preds,figs = evaluate_stage(model, df if test else df[df.split != 'test'], data)
     c = model.config
     about = dict(arch=c['arch'], weights=c['weights'], size=c['size'], view=c['view'], epochs=c['epochs'], policy=o['policy'], seed=o['seed'], temperature=c['temperature'],
-        scans={s: int((df.split == s).sum()) for s in SPLITS}, table=table_hash(df), hardware=hardware(), versions=versions())
+        scans={s: int((df.split == s).sum()) for s in SPLITS}, table=c['request']['table'], hardware=hardware(), versions=versions())
     both = pd.concat([p for p in preds.values() if len(p)] or [preds['valid']], ignore_index=True)
     rows = figure_table(figs['test' if test else 'valid']).values.tolist() if figs else []
     where = f"{about['scans']['train']:,} training, {about['scans']['valid']:,} validation and {about['scans']['test']:,} test scans, policy {o['policy']}; figures are of the {'test' if test else 'validation'} scans."

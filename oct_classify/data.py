@@ -19,7 +19,7 @@ from PIL import Image
 from .core import *
 from .core import _sentence
 
-# %% ../nbs/02_data.ipynb #63cb76f9
+# %% ../nbs/02_data.ipynb #9760f9fa
 _junk = {'__MACOSX', '$RECYCLE.BIN'}
 _junk_files = {'thumbs.db', 'desktop.ini'}
 _folders = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -31,20 +31,16 @@ def _place(rel:PurePosixPath, classes):
     folder = _folders.get(names[-2].lower(), '') if len(names) > 1 else ''
     return '/'.join(rel.parts[:-2 if folder else -1]), folder, names[-1].upper()
 
-def _empty(root, classes, found):
-    "Class folders below `root` that hold no scan, neither here nor elsewhere"
-    dirs = (o for d,ds,_ in os.walk(root, followlinks=False) for o in ds if '__MACOSX' not in d)
-    return sorted({o.strip().upper() for o in dirs} & set(classes) - set(found))
-
 def _walk(root):
+    "(folder relative to `root`, names of its subfolders, names of its files), links followed, each real folder once"
     def fail(e): raise OctError(f"{e.filename} can't be listed ({e.strerror}): choose a folder you may read.")
     seen = set()
     for d,dirs,files in os.walk(root, onerror=fail, followlinks=True): # folders on Drive are often links
-        dirs[:] = sorted(o for o in dirs if not o.startswith('.') and o not in _junk and (r := os.path.realpath(Path(d, o))) not in seen and not seen.add(r))
-        for f in sorted(files):
-            if not f.startswith('.') and f.lower() not in _junk_files: yield PurePosixPath(Path(d, f).relative_to(root).as_posix())
+        named = sorted(o for o in dirs if not o.startswith('.') and o not in _junk)
+        dirs[:] = [o for o in named if (r := os.path.realpath(Path(d, o))) not in seen and not seen.add(r)]
+        yield PurePosixPath(Path(d).relative_to(root).as_posix()), named, sorted(f for f in files if not f.startswith('.') and f.lower() not in _junk_files)
 
-# %% ../nbs/02_data.ipynb #682a2083
+# %% ../nbs/02_data.ipynb #d8a08272
 def find_scans(
     root, # folder that holds class folders at any depth
     classes:tuple=CLASSES, # class folder names, upper case
@@ -53,10 +49,12 @@ def find_scans(
     root = Path(root)
     if not root.exists(): raise OctError(f'There is no folder {root}: check the path.')
     if not root.is_dir(): raise OctError(f'{root} is a file, not a folder of scans: unpack it first or name the folder that holds the class folders.')
-    rows = [(len(p.parts), printable(p), *map(printable, at)) for p in _walk(root) if (at := _place(p, classes))]
+    tree = list(_walk(root))
+    rows = [(len(p.parts), printable(p), *map(printable, at)) for d,_,files in tree for p in (d/f for f in files) if (at := _place(p, classes))]
     if not rows: raise OctError(f'No scan was found in {root}: its images must lie in folders called {", ".join(classes)}.')
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label'])
-    if bare := _empty(root, classes, df.label): raise OctError(f'The class folder {bare[0]} holds no scan: put some in, or remove the folder.')
+    bare = {o.strip().upper() for _,dirs,_ in tree for o in dirs} & set(classes) - set(df.label)
+    if bare: raise OctError(f'The class folder {min(bare)} holds no scan: put some in, or remove the folder.')
     df['name'] = df.path.str.rsplit('/', n=1).str[-1]
     df['bytes'] = [_size(root/p) for p in df.path]
     twice = _second_copies(root, df)

@@ -73,7 +73,7 @@ def load_config(
     if c['view'] not in VIEWS or not 0 < c['temperature'] < 100 or not 2 <= len(c['classes']) <= 1000 or not all(isinstance(k, str) for k in c['classes']) or not all(isinstance(o, float) for o in c['thresholds'].values()): raise OctError(f'{p} holds values out of range: get the bundle again.')
     return c
 
-# %% ../nbs/10_predict.ipynb #61abf119
+# %% ../nbs/10_predict.ipynb #d83b85fd
 class OctModel:
     "A network with all that is needed to use it: `classes`, `config`"
     def __init__(self, net:nn.Module, config:dict, device=None):
@@ -113,7 +113,11 @@ class OctModel:
 
     def probs(self, pixels:np.ndarray)->np.ndarray:
         "Calibrated probabilities (N, K) of prepared pixels (N, H, W) uint8"
-        return torch.from_numpy(self.logits(pixels)/self.config['temperature']).double().softmax(1).numpy()
+        return self.calibrated(self.logits(pixels))
+
+    def calibrated(self, logits:np.ndarray)->np.ndarray:
+        "Probabilities (N, K) of logits (N, K), by the temperature in `config`"
+        return torch.from_numpy(logits/self.config['temperature']).double().softmax(1).numpy()
 
     def predict(self,
         images, # sequence of paths, bytes, PIL images or arrays

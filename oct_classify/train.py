@@ -57,7 +57,7 @@ def dataloaders(
     dls.vocab,dls.c = list(classes),len(classes)
     return dls
 
-# %% ../nbs/07_train.ipynb #02938691
+# %% ../nbs/07_train.ipynb #6ecd797e
 def class_weights(
     y, # class indices of the training scans
     n_classes:int,
@@ -68,11 +68,10 @@ def class_weights(
 
 class EpochLines(Callback):
     "One line per epoch for the person who waits"
-    def __init__(self, desc): self.desc = desc
     def before_fit(self): self.begun = time.time()
     def after_epoch(self):
         loss,valid,acc = self.learn.recorder.log[1:4]
-        say(f'{self.desc} {self.epoch+1}/{self.n_epoch}: loss {loss:.3f}, validation loss {valid:.3f}, validation accuracy {acc:.1%} ({time.time()-self.begun:.0f} s)')
+        say(f'Epoch {self.epoch+1}/{self.n_epoch}: loss {loss:.3f}, validation loss {valid:.3f}, validation accuracy {acc:.1%} ({time.time()-self.begun:.0f} s)')
 
 class FixedStatistics(Callback):
     "Batch-norm statistics of the body stay ImageNet's"
@@ -124,7 +123,7 @@ def fit_head(
     with head.no_bar(), head.no_logging(): head.fit_one_cycle(epochs, lr)
     return head.recorder.values[-1][-1]
 
-# %% ../nbs/07_train.ipynb #92efa727
+# %% ../nbs/07_train.ipynb #ce42c6bd
 @dataclass
 class Trained:
     "What `train` returns"
@@ -139,7 +138,7 @@ def fine_tune(
 ):
     "All layers, one cycle"
     learn.unfreeze()
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, slice(lr/3, lr), cbs=EpochLines('Epoch'))
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, slice(lr/3, lr), cbs=EpochLines())
 
 # %% ../nbs/07_train.ipynb #8e9e0b10
 def _per_scan(net, size, bs=4):
