@@ -1,0 +1,144 @@
+"A Kaggle-shaped copy of real scans with planted faults: the audit names every one, and nothing else."
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oct_classify.core import CLASSES, patient, read_grey
+from oct_classify.data import load_table
+from oct_classify.split import check_split, split_table
+
+
+def resized(g, w, h): return np.asarray(Image.fromarray(g).resize((w, h), Image.BICUBIC))
+def clipped(g): return np.clip(g, 0, 255).astype(np.uint8)
+
+
+KINDS = {
+    're-encoded': lambda g, r: g,  # and saved at a low quality
+    'resized': lambda g, r: resized(g, *(int(o*r.uniform(.5, 1.4)) for o in g.shape[::-1])),
+    'shifted': lambda g, r: np.roll(g, r.integers(-8, 9, 2), (0, 1)),
+    'brightness': lambda g, r: clipped(g*r.uniform(.6, 1.35)+r.uniform(0, 12)),
+    'cropped': lambda g, r: g[(k := r.integers(2, 9)):-k, k:-k],
+    'mirrored': lambda g, r: g[:,::-1],
+}
+
+
+class Folder:
+    "Plants faults and keeps the books"
+    def __init__(self, root, seed=0):
+        self.root, self.rng, self.next, self.used = root, np.random.default_rng(seed), 90_000_000, set()
+        self.exact, self.near, self.conflict, self.leak, self.corrupt = {}, {}, {}, set(), set()
+
+    def pick(self, folder, label=None):
+        "A scan that was not used for anything yet, of a patient that was not either"
+        files = sorted(p for p in (self.root/folder).rglob('*.jpeg') if patient(p) < 90_000_000 and patient(p) not in self.used and label in (None, p.parent.name))
+        p = files[self.rng.integers(len(files))]
+        self.used.add(patient(p))
+        return p
+
+    def name(self, folder, label, ext='jpeg'):
+        self.next += 1
+        return self.root/folder/label/f'{label}-{self.next}-1.{ext}'
+
+    def rel(self, p): return p.relative_to(self.root.parent).as_posix()
+
+    def add(self, book, source, target, kind=None):
+        if kind is None: shutil.copy(source, target)
+        else: Image.fromarray(np.ascontiguousarray(KINDS[kind](read_grey(source), self.rng))).save(target, quality=35 if kind == 're-encoded' else 85)
+        book[self.rel(target)] = self.rel(source)
+
+
+@pytest.fixture(scope='module')
+def planted(real, tmp_path_factory):
+    root = tmp_path_factory.mktemp('kaggle')/'OCT2017 '
+    shutil.copytree(real, root)
+    f = Folder(root)
+    for _ in range(20):  # patients on both sides
+        p = f.pick('train')
+        shutil.copyfile(p, p.with_name('x'))
+        g = read_grey(p.with_name('x'))
+        p.with_name('x').unlink()
+        target = root/'test'/p.parent.name/p.name.replace('-1.', '-901.')
+        Image.fromarray(g[::-1]).save(target)  # another picture of that patient
+        f.leak.add(patient(p))
+    for i in range(30):
+        p = f.pick(('train', 'test')[i % 2])
+        f.add(f.exact, p, f.name(('train', 'val')[i//2 % 2], p.parent.name))
+    for kind in KINDS:
+        for i in range(10):
+            p = f.pick(('train', 'test')[i < 4])
+            f.add(f.near, p, f.name(('train', 'val')[i % 2], p.parent.name, 'png' if i % 3 == 0 and kind != 're-encoded' else 'jpeg'), kind)
+    for i in range(10):
+        p = f.pick('train')
+        f.add(f.conflict, p, f.name('train', CLASSES[(CLASSES.index(p.parent.name)+1) % 4]), None if i < 5 else 'brightness')
+    for k, data in enumerate((b'', b'not an image', b'%PDF-1.4', f.pick('train').read_bytes()[:3000], bytes(5000))):
+        p = f.name('train', CLASSES[k % 4])
+        p.write_bytes(data)
+        f.corrupt.add(f.rel(p))
+    return f
+
+
+@pytest.fixture(scope='module')
+def audited(planted, tmp_path_factory):
+    from oct_classify.cli import main
+    out = tmp_path_factory.mktemp('audit')
+    code = main(['audit', str(planted.root.parent), '--out', str(out), '--strict', '--quiet'])
+    return code, out, json.loads((out/'audit.json').read_text()), load_table(out/'scans.parquet').set_index('path'), load_table(out/'duplicates.parquet')
+
+
+def test_all_copies_are_found_and_no_other(planted, audited):
+    *_, table, pairs = audited
+    like = {p: table.duplicate_of[p] or p for p in table.index}
+    both = planted.exact | planted.near | planted.conflict
+    assert [(a, b) for a, b in both.items() if like[a] != like[b]] == []
+    assert len(pairs) == len(both) == 100
+    kinds = {frozenset(o): k for *o, k in pairs[['path', 'twin', 'kind']].values.tolist()}
+    assert all(kinds[frozenset(o)] == 'exact' for o in planted.exact.items())
+    assert all(kinds[frozenset(o)] == 'near' for o in planted.near.items())
+
+
+def test_conflicts_leaks_and_corrupt_files_are_found(planted, audited):
+    _, _, found, table, _ = audited
+    assert found['conflicts'] == 10 and set(planted.conflict) <= set(table.index[table['flags'].str.contains('conflict')])
+    assert set(table.index[table.error != '']) == planted.corrupt and found['unusable'] == 5
+    leaking = table[(table.folder == 'test') & table.patient.isin(planted.leak)]
+    assert len(leaking) == 20 and leaking['flags'].str.contains('leak').all()
+    touched = {p for p in table.index[table.folder == 'test'] if 'leak' in table['flags'][p]}
+    by_copy = {table.patient[b] for a, b in (planted.exact | planted.near).items() if '/test/' in b and '/test/' not in a}
+    assert {table.patient[p] for p in touched} == planted.leak | by_copy and found['test_scans_touched'] == len(touched)
+
+
+def test_strict_and_report(audited):
+    code, out, found, *_ = audited
+    html = (out/'audit.html').read_text(encoding='utf-8')
+    assert code == 1 and len(found['bias']) == 4 and html.count('class="warn"') == 4
+    assert '<script' not in html and 'src="http' not in html and html.count('data:image/png') >= 9
+
+
+def test_clean_split_knows_nothing_of_the_test(planted, audited):
+    table = audited[3].reset_index()
+    df = split_table(table)
+    assert 'no file or copy of one' in check_split(df)
+    side = df.set_index('path').split
+    apart = {('train', 'test'), ('test', 'train'), ('valid', 'test'), ('test', 'valid'), ('train', 'valid'), ('valid', 'train')}
+    assert [o for o in (planted.exact | planted.near | planted.conflict).items() if (side[o[0]], side[o[1]]) in apart] == []
+    assert df[df.patient.isin(planted.leak)].groupby('patient').split.apply(set).apply(lambda s: s <= {'test', 'dropped'}).all()
+    torn = df[df.path.isin([*planted.conflict, *planted.conflict.values()])]
+    assert (torn.split == 'dropped').all()
+
+
+def test_untouched_scans_have_no_copy(real, tmp_path):
+    from oct_classify.audit import bias, examine
+    table, pairs = examine(real, tmp_path)
+    assert len(table) == 700 and len(pairs) == 0 and bias(table, pairs) == []
+
+
+def test_names_only(real, cli, tmp_path):
+    names = real.parent/'names'
+    if not names.exists(): pytest.skip('the lists of published names are not there')
+    code, _, err = cli('audit', names/'kermany-v3-names.txt.gz', '--test', names/'kermany-v2-test-names.txt.gz', '--strict', '--out', tmp_path)
+    found = json.loads((tmp_path/'audit.json').read_text())
+    assert code == 1 and '928 of 1,000 test scans' in err
+    assert found['leaks'] == [dict(what='patients', side='test', other='train', shared=578, scans=928, other_scans=30_312)]
