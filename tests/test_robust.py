@@ -173,7 +173,7 @@ def test_ctrl_c_keeps_what_was_finished(data, tmp_path):
     rest = p.stderr.read()
     p.stderr.close()
     assert p.wait() == 130 and rest.strip().splitlines()[-1].endswith('the same command goes on from there.')
-    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['scans.parquet', 'split.csv'] and 'Traceback' not in rest
+    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['duplicates.parquet', 'scans.parquet', 'split.csv'] and 'Traceback' not in rest
 
 
 def test_stale_or_foreign_table(cli, data, tmp_path):
