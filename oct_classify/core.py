@@ -6,7 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/core.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'COLOURS', 'MIN_SIDE', 'MAX_PIXELS', 'OctError', 'ScanName', 'scan_name', 'patient', 'printable',
-           'to_grey', 'read_grey', 'make_dir', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'say', 'progress']
+           'to_grey', 'read_grey', 'make_dir', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'say', 'progress',
+           'secret']
 
 # %% ../nbs/00_core.ipynb #5901b40d
 import contextlib, errno, io, os, random, re, secrets, shutil, sys
@@ -174,6 +175,15 @@ def say(*args):
     "One line for the person who waits, on standard error; nothing when `quiet`"
     if not _quiet: print(*args, file=sys.stderr, flush=True)
 
-def progress(it, total=None, desc=''):
-    "`it` with a progress bar where a person watches"
-    return tqdm(it, total=total, desc=desc, leave=False, disable=True if _quiet else None)
+def progress(it=None, total=None, desc='', **kwargs):
+    "`it` with a progress bar where a person watches; `kwargs` go to tqdm"
+    return tqdm(it, total=total, desc=desc, leave=False, disable=True if _quiet else None, **kwargs)
+
+# %% ../nbs/00_core.ipynb #ea58fcae
+def secret(name:str)->str|None:
+    "The secret `name` from the environment or from Colab's userdata, or None"
+    if value := os.environ.get(name, '').strip(): return value
+    try:
+        from google.colab import userdata
+        return userdata.get(name).strip() or None
+    except Exception: return None # not on Colab, no such secret, or this notebook may not see it
