@@ -24,15 +24,15 @@ from .core import _explain
 from .data import *
 from .data import _junk, _place
 
-# %% ../nbs/02b_download.ipynb #e040a889
+# %% ../nbs/02b_download.ipynb #bfcf6b0d
 def _version(train, **each):
     "Counts of a version: `train` by class; of the other folders so many in each class"
     return Counter({('train', c): n for c,n in zip(CLASSES, train)} | {(f, c): n for f,n in each.items() for c in CLASSES})
 
 VERSIONS = {2: _version((37205, 11348, 8616, 26315), val=8, test=242),
             3: _version((37205, 11348, 8616, 51140), test=250)}
-_REMARKS = {2: 'the copy on Kaggle, of which many pages say that it has 84,495 scans',
-            3: 'from Mendeley Data: the 24,825 scans that version 2 does not have are all NORMAL, in train'}
+_REMARKS = {2: 'which is the copy on Kaggle; many pages say that it has 84,495',
+            3: 'from Mendeley Data; the 24,825 that version 2 does not have are all NORMAL, in train'}
 
 def _listed(n):
     "'84,484 scans (83,484 train, 32 val, 968 test)'"
@@ -48,7 +48,7 @@ def which_version(
     odd = {v: {k for k in got|want if got[k] != want[k]} for v,want in VERSIONS.items()}
     off = {v: sum(abs(got[k]-VERSIONS[v][k]) for k in odd[v]) for v in VERSIONS}
     v = min(off, key=off.get)
-    if not off[v]: return f'Version {v}, {_REMARKS[v]}: {_listed(got)}.'
+    if not off[v]: return f'Version {v}: {_listed(got)}, {_REMARKS[v]}.'
     if off[v] > got.total()/100: return f'No published version: {_listed(got)}, where version 2 has 84,484 and version 3 has 109,309.'
     return f'Nearly version {v}: {_listed(got)}, but ' + ', '.join(f'{"/".join(k)} has {got[k]:,} instead of {VERSIONS[v][k]:,}' for k in sorted(odd[v])[:3]) + '.'
 
@@ -91,18 +91,20 @@ def _login():
     except (OSError, ValueError, KeyError, TypeError): raise OctError('A file with a Kaggle login is there but can not be used: make a new token on https://www.kaggle.com/settings and put it into ~/.kaggle/access_token.') from None
     return {}, ''
 
-# %% ../nbs/02b_download.ipynb #202bfcbe
+# %% ../nbs/02b_download.ipynb #4634ef01
 class _Again(Exception):
     "Worth another try: why, and how many seconds to wait where the server says so"
     def __init__(self, why, wait=None):
         super().__init__(why)
         self.wait = wait
 
+_NO_LOGIN = ('No Kaggle login was found: make a token on https://www.kaggle.com/settings (under API), put it into the environment variable or Colab secret KAGGLE_API_TOKEN, '
+             'and run the same command again.')
+
 def _why_refused(code, dataset, where):
     "The sentence for an answer that is final, or None"
     page = f'https://www.kaggle.com/datasets/{dataset}'
-    if code in (401, 403) and not where: return ('No Kaggle login was found: make a token on https://www.kaggle.com/settings (under API), put it into the environment variable '
-                                                 'or Colab secret KAGGLE_API_TOKEN, and run the same command again.')
+    if code in (401, 403) and not where: return _NO_LOGIN
     return {400: f'Kaggle does not understand the request for {dataset} (400): install the newest client with pip install -U kaggle.',
             401: f'Kaggle does not accept the login from {where} (401): make a new token on https://www.kaggle.com/settings (under API) and put it there.',
             403: f'Kaggle does not give {dataset} to this login (403): open {page} in a browser, sign in, accept the terms, and run the same command again.',
@@ -122,7 +124,7 @@ def _broken(e):
     if isinstance(e, requests.exceptions.Timeout): return _Again('the server does not answer')
     return _Again('the connection broke off' if isinstance(e, requests.exceptions.ChunkedEncodingError) else 'Kaggle can not be reached')
 
-# %% ../nbs/02b_download.ipynb #bc4788f5
+# %% ../nbs/02b_download.ipynb #d79cbf20
 TIMEOUT = 10,60 # seconds to connect, and between two pieces of data
 
 class _Timed(requests.adapters.HTTPAdapter):
@@ -145,7 +147,7 @@ def _address(dataset):
     try:
         with _ask(dataset, login) as r: return r.url
     except requests.HTTPError as e: r = e.response
-    except (requests.RequestException, UnicodeError) as e: raise _broken(e) from None
+    except (requests.RequestException, UnicodeError) as e: raise (_broken(e) if where else OctError(_NO_LOGIN)) from None
     if r.history: raise _again(r, "Kaggle's storage")
     raise OctError(why) if (why := _why_refused(r.status_code, dataset, where)) else _again(r, 'Kaggle')
 
@@ -217,7 +219,7 @@ def _begin(part, new, dest):
     say(f'Downloading {_amount(size)} to {part.parent}.')
     with atomic_write(_note(part)) as f: json.dump(new, f)
 
-# %% ../nbs/02b_download.ipynb #30bb0c4f
+# %% ../nbs/02b_download.ipynb #f5d44622
 TRIES,PAUSE,LONGEST = 5,1,600 # attempts in a row that bring nothing; first and longest pause in seconds
 
 def _persist(dataset, part, dest):
@@ -235,7 +237,6 @@ def _persist(dataset, part, dest):
 def _pause(why, idle, part):
     "Wait before the next attempt, or say that there is none"
     kept = f'; the {_amount(_have(part))} that arrived are kept' if _have(part) else ''
-    if not _login()[1]: raise OctError(_why_refused(401, '', '')) from None
     if idle >= TRIES: raise OctError(f'The download stopped, as {why} and {TRIES} attempts in a row brought nothing: run the same command again later{kept}.') from None
     wait = PAUSE*2**max(0, idle-1) if why.wait is None else why.wait
     if wait > LONGEST: raise OctError(f'The download stopped, as {why} and asks to wait {wait/60:,.0f} minutes: run the same command again then{kept}.') from None
@@ -316,8 +317,8 @@ def _once(files):
     if len(out) < len(files): say(f'{len(files)-len(out):,} files are in the archive a second time and were left out.')
     return out
 
-# %% ../nbs/02b_download.ipynb #1176d196
-_DAMAGE = zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError
+# %% ../nbs/02b_download.ipynb #240bf07f
+_DAMAGE = zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError
 
 @contextlib.contextmanager
 def _opened(zip):
@@ -326,7 +327,11 @@ def _opened(zip):
         with zipfile.ZipFile(zip) as z: yield z
     except FileNotFoundError: raise OctError(f'There is no file {zip}: check the path.') from None
     except IsADirectoryError: raise OctError(f'{zip} is a folder, not an archive: scans that are unpacked already need no --zip.') from None
-    except _DAMAGE: raise BadArchive(f'{zip} is not a zip archive, or is damaged or cut short: delete it and get it again.') from None
+    except _DAMAGE: raise BadArchive(f'{zip} is damaged or cut short: delete it and get it again.' if _begins(zip) else
+                                     f'{zip} is not a zip archive: give the file as Kaggle or Mendeley Data hands it out, or unpack it yourself.') from None
+
+def _begins(zip):
+    with open(zip, 'rb') as f: return f.read(2) == b'PK'
 
 def _extract(z, files, tmp):
     "Write every file, verified"
@@ -378,7 +383,7 @@ def _seal(tmp, zip, n, **more):
     (tmp/RECEIPT).write_text(json.dumps(dict(archive=zip.name, bytes=zip.stat().st_size, files=n, version=which_version(found)) | more))
     if hasattr(os, 'sync'): os.sync()
 
-# %% ../nbs/02b_download.ipynb #5fa9466e
+# %% ../nbs/02b_download.ipynb #41e6fe8a
 def download(
     dest='data', # folder for the scans; one that holds scans already is left as it is
     zip=None, # archive at hand; None: the one in `store` or `dest`, or else Kaggle's
@@ -391,36 +396,37 @@ def download(
     dest = _folder(dest)
     store = _folder(store) if store else dest
     file,keep = store/f'{dataset.split("/")[1]}.zip',store != dest if keep_zip is None else keep_zip
-    with _alone(dest/'download'), _alone(file) if not zip else contextlib.nullcontext():
-        if had := _at_hand(dest): say(f'{dest} holds scans already. {had}')
-        else:
+    if had := _at_hand(dest): say(f'{dest} holds scans already. {had}')
+    else:
+        with _alone(dest/'download'), contextlib.nullcontext() if zip else _alone(file):
             if not zip and not file.exists(): _fetch(dataset, file, dest)
             unpack(zip or file, dest/'scans', temporary=not (zip or keep))
-            say(_at_hand(dest))
-        _tidy(dest, file)
+        say(_at_hand(dest))
+    _tidy(dest, file)
     return dest
 
-# %% ../nbs/02b_download.ipynb #0744a0a9
+# %% ../nbs/02b_download.ipynb #40fae18a
 def _folder(path):
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OctError(f'{path} can not be used as a folder ({e.strerror}): choose another one.') from None
     return path
 
+def _receipt(dest):
+    "What `unpack` wrote down about the scans in `dest`; {} where it unpacked none"
+    try: return json.loads((dest/'scans'/RECEIPT).read_text())
+    except (OSError, ValueError): return {}
+
 def _at_hand(dest):
     "Which version `dest` already holds; '' where it holds no scans"
-    f = dest/'scans'/RECEIPT
-    if not f.exists():
+    if not (o := _receipt(dest)):
         try: return which_version(find_scans(dest))
         except OctError: return ''
-    o = json.loads(f.read_text())
-    n = sum(len(files) for *_,files in os.walk(f.parent)) - 1
-    if n < o['files']: raise OctError(f"{f.parent} has only {n:,} of the {o['files']:,} files that were unpacked: delete it and run the same command again.")
+    n = sum(len(files) for *_,files in os.walk(dest/'scans')) - 1
+    if n < o['files']: raise OctError(f"{dest/'scans'} has only {n:,} of the {o['files']:,} files that were unpacked: delete it and run the same command again.")
     return o['version']
 
 def _tidy(dest, file):
     "Remove an archive that was meant to go after unpacking, also where the process was killed before it could"
-    f = dest/'scans'/RECEIPT
-    if f.exists() and json.loads(f.read_text())['temporary']:
-        file.unlink(missing_ok=True)
-        _forget(file.with_name(f'.{file.name}.part'))
+    if not _receipt(dest).get('temporary'): return
+    for f in (file, _note(file.with_name(f'.{file.name}.part'))): f.unlink(missing_ok=True)
