@@ -52,7 +52,7 @@ def which_version(
     if off[v] > got.total()/100: return f'No published version: {_listed(got)}, where version 2 has 84,484 and version 3 has 109,309.'
     return f'Nearly version {v}: {_listed(got)}, but ' + ', '.join(f'{"/".join(k)} has {got[k]:,} instead of {VERSIONS[v][k]:,}' for k in sorted(odd[v])[:3]) + '.'
 
-# %% ../nbs/02b_download.ipynb #dac069ac
+# %% ../nbs/02b_download.ipynb #1a32b9b4
 KAGGLE = 'paultimothymooney/kermany2018'
 
 def _files(name):
@@ -84,14 +84,12 @@ def _signed_in():
 
 def _login():
     "(keyword arguments for Kaggle's client, where they were found); ({}, '') where there is no login"
-    try:
-        if token := _token(): return dict(api_token=token[0]), token[1]
-        if pair := _pair(): return dict(username=pair[0], password=pair[1]), pair[2]
-        if token := _signed_in(): return dict(api_token=token[0]), token[1]
+    try: *login,where = _token() or _pair() or _signed_in() or ('',)
     except (OSError, ValueError, KeyError, TypeError): raise OctError('A file with a Kaggle login is there but can not be used: make a new token on https://www.kaggle.com/settings and put it into ~/.kaggle/access_token.') from None
-    return {}, ''
+    if not all(re.fullmatch('[!-~]+', o or '') for o in login): raise OctError(f'The Kaggle login from {where} holds characters that no login has: make a new token on https://www.kaggle.com/settings and copy it whole.')
+    return (dict(username=login[0], password=login[1]) if len(login) == 2 else dict(api_token=login[0]) if login else {}), where
 
-# %% ../nbs/02b_download.ipynb #4634ef01
+# %% ../nbs/02b_download.ipynb #dda298e9
 class _Again(Exception):
     "Worth another try: why, and how many seconds to wait where the server says so"
     def __init__(self, why, wait=None):
@@ -120,11 +118,10 @@ def _again(r, who):
 def _broken(e):
     "The reason to try again that lies in a failed connection, or an `OctError` where trying again is useless"
     if isinstance(e, requests.exceptions.SSLError): return OctError('The connection to Kaggle is not trusted, as behind a proxy that opens it: set REQUESTS_CA_BUNDLE to the certificates of your organisation, or download in a browser and give the file with --zip.')
-    if isinstance(e, (requests.exceptions.InvalidHeader, UnicodeError)): return OctError('The Kaggle login holds characters that no login has: make a new token on https://www.kaggle.com/settings and copy it anew.')
     if isinstance(e, requests.exceptions.Timeout): return _Again('the server does not answer')
     return _Again('the connection broke off' if isinstance(e, requests.exceptions.ChunkedEncodingError) else 'Kaggle can not be reached')
 
-# %% ../nbs/02b_download.ipynb #d79cbf20
+# %% ../nbs/02b_download.ipynb #1c34dc82
 TIMEOUT = 10,60 # seconds to connect, and between two pieces of data
 
 class _Timed(requests.adapters.HTTPAdapter):
@@ -147,7 +144,7 @@ def _address(dataset):
     try:
         with _ask(dataset, login) as r: return r.url
     except requests.HTTPError as e: r = e.response
-    except (requests.RequestException, UnicodeError) as e: raise (_broken(e) if where else OctError(_NO_LOGIN)) from None
+    except requests.RequestException as e: raise (_broken(e) if where else OctError(_NO_LOGIN)) from None
     if r.history: raise _again(r, "Kaggle's storage")
     raise OctError(why) if (why := _why_refused(r.status_code, dataset, where)) else _again(r, 'Kaggle')
 
