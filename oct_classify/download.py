@@ -180,7 +180,7 @@ def _check_room(*needs):
         d,need = pairs[0][0],sum(n for _,n in pairs)
         if (free := shutil.disk_usage(d).free) < need: raise OctError(f'{_amount(need)} are needed, but the disk of {d} has only {_amount(free)} left: free some space or choose a folder on another disk.')
 
-# %% ../nbs/02b_download.ipynb #ca12231e
+# %% ../nbs/02b_download.ipynb #fc467a94
 def _get(url, have):
     "The storage's answer to a request for everything from byte `have` on"
     r = requests.get(url, headers={'Range': f'bytes={have}-', 'Accept-Encoding': 'identity'}, stream=True, timeout=TIMEOUT)
@@ -214,7 +214,7 @@ def _begin(part, new, dest):
     size = new['size'] or 0
     _check_room((part.parent, size), (dest, size))
     say(f'Downloading {_amount(size)} to {part.parent}.')
-    with atomic_write(_note(part)) as f: json.dump(new, f)
+    _note(part).write_text(json.dumps(new)) # half a note is no note, and the download starts anew
 
 # %% ../nbs/02b_download.ipynb #f5d44622
 TRIES,PAUSE,LONGEST = 5,1,600 # attempts in a row that bring nothing; first and longest pause in seconds
@@ -402,7 +402,7 @@ def download(
     _tidy(dest, file)
     return dest
 
-# %% ../nbs/02b_download.ipynb #40fae18a
+# %% ../nbs/02b_download.ipynb #6781d9b4
 def _folder(path):
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
@@ -424,6 +424,7 @@ def _at_hand(dest):
     return o['version']
 
 def _tidy(dest, file):
-    "Remove an archive that was meant to go after unpacking, also where the process was killed before it could"
-    if not _receipt(dest).get('temporary'): return
-    for f in (file, _note(file.with_name(f'.{file.name}.part'))): f.unlink(missing_ok=True)
+    "Remove what was meant to go after unpacking, also where an earlier process was killed before it could"
+    if not (o := _receipt(dest)): return
+    for f in ([file, _note(file.with_name(f'.{file.name}.part'))] if o.get('temporary') else []) + list(dest.glob('.*.lock')):
+        with contextlib.suppress(OSError): f.unlink()

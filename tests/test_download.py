@@ -298,9 +298,9 @@ def stage(dest):
 @pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
 def test_killed_at_twenty_random_moments(tmp_path):
     "kill -9 anywhere between the first byte and the last file; the next call always ends complete and verified"
-    want = archive(tmp_path/'a.zip', n=100)
+    want = archive(tmp_path/'a.zip', n=15, size=40_000)
     spawn = multiprocessing.get_context('forkserver') # the client is imported once, not twenty times
-    spawn.set_forkserver_preload(['test_download', 'kagglesdk.kaggle_client'])
+    spawn.set_forkserver_preload(['pytest', 'kagglesdk.kaggle_client', 'oct_classify.download'])
     size, rnd, hit = (tmp_path/'a.zip').stat().st_size, random.Random(7), Counter()
 
     def reached(dest, moment):
@@ -324,6 +324,37 @@ def test_killed_at_twenty_random_moments(tmp_path):
             shutil.rmtree(dest)
     print(f'Killed in {dict(hit)}; each time the next call ended complete.')
     assert hit['download'] >= 5 and hit['unpack'] >= 5, hit
+
+
+def die_before(n, variables, dest):
+    "A download that ends, as by kill -9, before it renames or deletes something for the `n`th time"
+    def count(real):
+        def f(*args, **kwargs):
+            nonlocal n
+            n -= 1
+            if not n: os._exit(9)
+            return real(*args, **kwargs)
+        return f
+    os.replace, os.unlink = count(os.replace), count(os.unlink)
+    work(variables, dest)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='needs POSIX processes')
+def test_killed_before_each_rename_and_deletion(server, tmp_path):
+    "The moments that a clock would miss"
+    want = archive(tmp_path/'a.zip', n=2)
+    server.change((tmp_path/'a.zip').read_bytes())
+    spawn = multiprocessing.get_context('forkserver')
+    for n in range(1, 20):
+        dest = tmp_path/f'd{n}'
+        p = spawn.Process(target=die_before, args=(n, dict(os.environ), dest))
+        p.start()
+        p.join()
+        download(dest)
+        assert complete(dest, want), (n, os.listdir(dest))
+        if p.exitcode == 0: break
+    print(f'{n-1} moments, all complete on the next call.')
+    assert p.exitcode == 0 and n > 6
 
 
 @pytest.mark.parametrize('why', ['leads outside', 'is a link', 'would unpack'])
