@@ -180,11 +180,11 @@ def _check_room(*needs):
         d,need = pairs[0][0],sum(n for _,n in pairs)
         if (free := shutil.disk_usage(d).free) < need: raise OctError(f'{_amount(need)} are needed, but the disk of {d} has only {_amount(free)} left: free some space or choose a folder on another disk.')
 
-# %% ../nbs/02b_download.ipynb #fc467a94
+# %% ../nbs/02b_download.ipynb #67da561b
 def _get(url, have):
     "The storage's answer to a request for everything from byte `have` on"
     r = requests.get(url, headers={'Range': f'bytes={have}-', 'Accept-Encoding': 'identity'}, stream=True, timeout=TIMEOUT)
-    if r.status_code not in (200, 206): raise _again(r, "Kaggle's storage")
+    if r.status_code not in (200, 206, 416): raise _again(r, "Kaggle's storage")
     if 'html' in r.headers.get('Content-Type', ''): raise OctError('A web page came instead of the archive, as from the log-in page of a network: sign in there with a browser, or download in a browser and give the file with --zip.')
     return r
 
@@ -201,7 +201,7 @@ def _attempt(url, part, dest):
     with _get(url, have) as r:
         new,start = _about(r),re.match(r'bytes (\d+)-', r.headers.get('Content-Range', ''))
         whole = r.status_code == 200
-        if have and new != old or not whole and (not start or int(start[1]) != have):
+        if have and new != old or not whole and (not start or int(start[1]) != have): # 416, beyond its end, is among these
             _forget(part)
             raise _Again('the archive on Kaggle is another one than that of which a part is here')
         if not have: _begin(part, new, dest)

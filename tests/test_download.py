@@ -116,9 +116,11 @@ def test_a_range_that_begins_elsewhere(server, made, tmp_path):
     assert complete(tmp_path/'d', made[1]) and ranges(server)[-1] == 0
 
 
-def test_an_archive_that_changes_between_attempts(server, tmp_path):
-    want = archive(tmp_path/'new.zip', seed=1)
-    server.faults += [dict(cut=100_000)] + [dict(cut=0)]*5
+@pytest.mark.parametrize('n', [30, 2])
+def test_an_archive_that_changes_between_attempts(server, tmp_path, n):
+    "To another of the same size, or to one that ends before what is here"
+    want = archive(tmp_path/'new.zip', n, seed=1)
+    server.faults += [dict(cut=200_000)] + [dict(cut=0)]*5
     refused(tmp_path/'d')
     server.change((tmp_path/'new.zip').read_bytes())
     download(tmp_path/'d')
