@@ -52,7 +52,7 @@ def which_version(
     if off[v] > got.total()/100: return f'No published version: {_listed(got)}, where version 2 has 84,484 and version 3 has 109,309.'
     return f'Nearly version {v}: {_listed(got)}, but ' + ', '.join(f'{"/".join(k)} has {got[k]:,} instead of {VERSIONS[v][k]:,}' for k in sorted(odd[v])[:3]) + '.'
 
-# %% ../nbs/02b_download.ipynb #1a32b9b4
+# %% ../nbs/02b_download.ipynb #9ad55e06
 KAGGLE = 'paultimothymooney/kermany2018'
 
 def _files(name):
@@ -66,7 +66,7 @@ def _token():
     if token := secret('KAGGLE_API_TOKEN'):
         is_file = len(token) < 256 and os.path.isfile(token) # the variable may name a file instead
         return Path(token).read_text().strip() if is_file else token, 'KAGGLE_API_TOKEN'
-    return next(((f.read_text().strip(), f) for o in ('access_token', 'access_token.txt') for f in _files(o)), None)
+    return next(((t, f) for o in ('access_token', 'access_token.txt') for f in _files(o) if (t := f.read_text().strip())), None)
 
 def _pair():
     "(user name, key, where they were found) or None"
