@@ -9,8 +9,8 @@ __all__ = ['FAMILIES', 'statistics', 'look', 'counts', 'read_names', 'as_test', 
            'flags', 'balanced_accuracy', 'shortcuts', 'plot_class', 'mean_image', 'plot_means', 'plot_statistics',
            'plot_patients', 'plot_shortcuts', 'plot_pairs', 'bias', 'findings', 'examine', 'write_audit', 'audit']
 
-# %% ../nbs/03_audit.ipynb #5eb0f83e
-import gzip, json, os
+# %% ../nbs/03_audit.ipynb #2564b7df
+import gzip, json, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from .core import *
 from .data import *
+from .download import which_version
 from .duplicates import *
 from .page import *
 from .prepare import *
@@ -269,7 +270,7 @@ def plot_pairs(pairs, root, labels, n=6)->Figure|None:
     cells = [(o, c) for r in p.itertuples() for o,c in ((r.path, says(r.path, labels[r.path])), (r.twin, says(r.twin, f'{labels[r.twin]}, {r.kind}' + (f', score {r.score:.2f}' if r.kind == 'near' else '') + (', mirrored' if r.mirrored else ''))))]
     return contact_sheet([Path(root)/o for o,_ in cells], [c for _,c in cells], [colour(labels[o]) for o,_ in cells], cols=4, height=1.85)
 
-# %% ../nbs/03_audit.ipynb #9e811597
+# %% ../nbs/03_audit.ipynb #4648a9a7
 def _n(k, one, many=None): return f'{k:,} {one if k == 1 else many or one+"s"}'
 
 def bias(
@@ -296,11 +297,11 @@ def findings(table, pairs, short)->dict:
     across = table.set_index('path').folder
     p = pairs.assign(across=across[pairs.path].values != across[pairs.twin].values)
     size = table[table.width > 0].groupby(['width', 'height']).size().sort_values(ascending=False)
-    return counts(table) | dict(unusable=int((table.error != '').sum()), sizes={f'{w}x{h}': int(k) for (w,h),k in size[:12].items()}, exact=int((p.kind == 'exact').sum()), near=int((p.kind == 'near').sum()),
+    return counts(table) | dict(version=which_version(table), unusable=int((table.error != '').sum()), sizes={f'{w}x{h}': int(k) for (w,h),k in size[:12].items()}, exact=int((p.kind == 'exact').sum()), near=int((p.kind == 'near').sum()),
         duplicates_across_folders=int(p.across.sum()), conflicts=len(conflicts(table, pairs)), misnamed=len(misnamed(table)), leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table),
         shortcuts=short.to_dict('records'), bias=bias(table, pairs))
 
-# %% ../nbs/03_audit.ipynb #97874509
+# %% ../nbs/03_audit.ipynb #838046a4
 def examine(
     data, # folder of scans
     out, # folder that keeps `scans.parquet` and `duplicates.parquet`
@@ -308,6 +309,7 @@ def examine(
 )->tuple: # scan table with the columns of `look`, `duplicate_of` and `flags`; pairs of `find_duplicates`
     "Read a folder and look for copies; only what is new or changed is read again"
     file,pairs_file = Path(out)/'scans.parquet',Path(out)/'duplicates.parquet'
+    if not file.exists() and (kept := Path(data)/'scans.parquet').exists(): shutil.copy2(kept, file) # as `download` leaves it
     table = kept_table(data, file, classes, look)
     key = str(pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum())
     pairs = load_table(pairs_file) if pairs_file.exists() else None
@@ -324,7 +326,7 @@ def examine(
     if len(bad): say(f"{len(bad):,} of {len(table):,} files can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {file.name}.")
     return table, pairs
 
-# %% ../nbs/03_audit.ipynb #63584c29
+# %% ../nbs/03_audit.ipynb #8578e98c
 _body = """
 <p class="lead">{{ lead }}</p>
 {% for b in bias %}<p class="warn">{{ b }}</p>{% endfor %}
@@ -332,7 +334,7 @@ _body = """
 <h2>What is there</h2>
 <div class="two"><div><table><tr><th>class</th>{% for f in folders %}<th class="n">{{ f }}</th>{% endfor %}</tr>
 {% for c, row in counts %}<tr><td>{{ c }}</td>{% for n in row %}<td class="n">{{ n }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p class="note">{{ patients }}</p></div><div><img src="{{ patients_fig }}" alt="histogram of scans per patient"></div></div>
+<p class="note">{{ patients }} {{ version }}</p></div><div><img src="{{ patients_fig }}" alt="histogram of scans per patient"></div></div>
 {% if sheets %}<h2>What it looks like</h2><p>A few scans of each class, drawn by lot. Look for what should not be there: frames, text, scans upside down, one class brighter than the rest.</p>
 {% for c, src in sheets %}<h3>{{ c }}</h3><img src="{{ src }}" alt="scans of class {{ c }}">{% endfor %}
 <p>The mean of up to 200 scans of each class, prepared as a network sees them. Sharp edges or corners would be the scanner's, not the eyes'.</p><img src="{{ means }}" alt="mean image of each class">
@@ -373,7 +375,7 @@ def _common(t, f):
     folders,rows = _grid(t.assign(folder=t.folder.replace('', 'no folder')), 'label', 'folder')
     has = 'test' in f['folders']
     said = f"{f['test_scans_touched']:,} of {f['folders']['test']:,} test scans share a patient or a picture, directly or in a chain, with a scan outside the test folder." if has else 'There is no test folder, so there is nothing to leak into: train with --policy patient.'
-    return dict(folders=folders, counts=rows, patients=_patients_say(f), patients_fig=png(plot_patients(t)), leaks=f['leaks'] if has else [], touched=said, bias=f['bias'])
+    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=png(plot_patients(t)), leaks=f['leaks'] if has else [], touched=said, bias=f['bias'])
 
 def _lead(f): return 'A test on these folders as they are would be biased.' if f['bias'] else ('Nothing was found that would bias a test on these folders.' if 'test' in f['folders'] else 'There is no test folder yet; nothing speaks against drawing one.')
 

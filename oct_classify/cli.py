@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .audit import audit, examine
+from .audit import audit, examine, look
 from .core import *
 from .data import *
 from .evaluate import *
@@ -449,6 +449,11 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--seed', type=_whole, default=42)
     _add_run(sub, 'run', 'from a folder of scans to a trained, tested classifier and a report', 'oct-out')
     _add_run(sub, 'train', 'as run, but the test scans are not looked at: bundle only', 'oct-out')
+    p = sub.add_parser('download', help="Kaggle's data set, or an archive at hand, as a verified folder of scans")
+    p.add_argument('dest', nargs='?', default='data', metavar='DIR', help='folder for the scans; one that holds scans is left as it is (%(default)s)')
+    p.add_argument('--zip', metavar='FILE', help='an archive at hand, in place of Kaggle')
+    p.add_argument('--store', metavar='DIR', help='folder that keeps the archive, e.g. on Google Drive')
+    p.add_argument('--keep-zip', action='store_true', default=None, help='keep the archive after unpacking')
     p = sub.add_parser('audit', help='counts, pictures, copies, leaks and shortcuts of a folder, or of a list of names')
     p.add_argument('data', help='folder that holds the class folders, or a list of scan names (.txt, .gz)')
     p.add_argument('--out', default='oct-audit', help='output folder (%(default)s)')
@@ -470,6 +475,13 @@ def _summary(m, out):
     say(f"Test: accuracy {as_text(f['accuracy'], 'accuracy')}" + (f", urgent AUC {as_text(f['urgent_auc'], 'auc')}" if f.get('urgent_auc', {}).get('value') is not None else '')
         + f", {f['accuracy']['n']:,} scans, {m['seconds']['total']:.0f} s. Report: {Path(out)/'report.html'}")
 
+def _download(dest, **kw):
+    "Get the scans and describe them once, so that audit and run need not read them again"
+    from oct_classify.download import download
+    table = download(dest, **kw)/'scans.parquet'
+    if not table.exists(): kept_table(dest, table, look=look)
+    say(f'Next: oct-classify audit {dest}')
+
 def _audit(data, out, test, strict):
     f = audit(data, out, test)
     told = f"{f['scans']:,} scans of {f['patients']:,} patients." + (f" {f['exact']:,} exact and {f['near']:,} near copies, {f['conflicts']:,} pictures under two classes, {f['unusable']:,} files that can't be used." if 'exact' in f else '')
@@ -481,6 +493,7 @@ def _dispatch(a):
     if a.command == 'predict': return predict(**o) is None
     if a.command == 'train': return run(**o, test=False)
     if a.command == 'audit': return _audit(**o)
+    if a.command == 'download': return _download(**o)
     _summary(dict(demo=demo, run=run, evaluate=evaluate)[a.command](**o), a.out)
 
 def main(
