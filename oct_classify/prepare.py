@@ -18,31 +18,43 @@ from scipy import ndimage
 from .core import *
 
 # %% ../nbs/05_prepare.ipynb #98fe3f4f
+def _depth(grey, level=242, share=.08):
+    "How many rows the white reaches down from the upper edge, per column (W,); 0 everywhere where too little of the edge is white"
+    h,w = grey.shape
+    if (grey[0] >= level).mean() < share: return np.zeros(w, int)
+    white = ndimage.maximum_filter1d(grey, 3, axis=0) >= level # passes over the odd dark pixel that JPEG left
+    n = np.where(white.all(0), 0, white.argmin(0)) # a column that is white throughout belongs to a side bar
+    n = ndimage.median_filter(np.where(n > .6*h, 0, n), max(5, w//12) | 1, mode='nearest')
+    return np.where(n > 0, n+3, 0) # and the ringing beside it
+
+def _mirrored(grey, n, strip=32):
+    "`grey` with its first n[x] rows in column x replaced by what lies below them, mirrored back and forth"
+    y = np.arange(len(grey))[:,None]
+    back = (n-1-y) % (2*strip)
+    source = np.clip(n+np.minimum(back, 2*strip-1-back), 0, len(grey)-1)
+    return np.where(y < n, np.take_along_axis(grey, source, 0), grey)
+
+def _without_border(grey):
+    "The filled scan, and the mask of what was filled"
+    out,mask = grey.copy(),np.zeros(grey.shape, bool)
+    for k in (0, 2, 1, 3): # up, down, then the sides
+        g,m = np.rot90(out, k),np.rot90(mask, k)
+        n = _depth(g)
+        m |= np.arange(len(g))[:,None] < n # a view of `mask`
+        if n.any(): out = np.rot90(_mirrored(g, n), -k)
+    return np.ascontiguousarray(out), mask
+
 def white_border(
     grey:np.ndarray, # (H, W) uint8
-    level:int=242, # at least this bright
-    share:float=.08, # touches at least this share of an edge
 )->np.ndarray: # (H, W) bool: where the scanner left the frame white
     "Mask of the white wedges and bars along the frame"
-    edges = lambda a: (a[0], a[-1], a[:,0], a[:,-1])
-    white = grey >= level
-    if not any(e.mean() >= share for e in edges(white)): return np.zeros(grey.shape, bool)
-    lab,n = ndimage.label(ndimage.binary_dilation(white, iterations=4)) # joins what JPEG noise broke up
-    touch = np.max([np.bincount(e, minlength=n+1)/len(e) for e in edges(lab)], 0) >= share
-    touch[0] = False
-    return touch[lab]
+    return _without_border(grey)[1]
 
 def fill_borders(
     grey:np.ndarray, # (H, W) uint8
 )->np.ndarray: # (H, W) uint8, a new array
-    "White scanner borders replaced by the scan's own dark background"
-    m = white_border(grey)
-    if not m.any() or m.all(): return grey.copy()
-    rest = grey[~m]
-    dark = rest[rest <= np.quantile(rest, 1/3)]
-    out = grey.copy()
-    out[m] = np.random.default_rng(grey.shape).choice(dark, m.sum())
-    return out
+    "White scanner borders replaced by the scan's own continuation"
+    return _without_border(grey)[0]
 
 # %% ../nbs/05_prepare.ipynb #797caa77
 VIEWS = ('whole',)
