@@ -8,7 +8,7 @@ Docs: https://oct-classify.github.io/oct_classify/duplicates.html.md"""
 __all__ = ['RADIUS', 'TOTAL', 'MATCH', 'spectral_hash', 'hash_columns', 'mirrored', 'close_pairs', 'fingerprint', 'match',
            'find_duplicates', 'duplicate_of']
 
-# %% ../nbs/02c_duplicates.ipynb #fea3f8ec
+# %% ../nbs/02c_duplicates.ipynb #1133a230
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 from scipy import fft, ndimage
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from .core import *
 
@@ -115,8 +115,8 @@ def close_pairs(
         out.append(pd.DataFrame(dict(i=np.minimum(i, j), j=np.maximum(i, j), bits=bits, mirrored=flip))[i != j])
     return pd.concat(out).sort_values('bits', kind='stable').drop_duplicates(['i', 'j']).sort_values(['i', 'j'], ignore_index=True)
 
-# %% ../nbs/02c_duplicates.ipynb #18f1ab0c
-_n,_tile,_reach = 256,64,24
+# %% ../nbs/02c_duplicates.ipynb #b23ad10e
+_n,_tile,_reach,_apart = 256,64,24,6
 _spots = [(y, x) for y in range(0, _n, _tile) for x in range(0, _n, _tile)]
 
 def fingerprint(
@@ -129,35 +129,48 @@ def fingerprint(
     grain[ndimage.binary_dilation(t >= 242, iterations=3)] = 0
     return grain
 
-def _best(tile, y, x, spectrum, energy):
-    "Highest correlation of one tile with the other picture, within `_reach` pixels of its place"
+def _lead(tile, y, x, spectrum, energy):
+    "By how much the best place of one tile in the other picture, within `_reach` pixels of its own, beats the second best"
     t = tile-tile.mean()
     at = np.ix_(*(np.arange(o-_reach, o+_reach+1) for o in (y, x)))
     here = np.ix_(*(np.clip(np.arange(o-_reach, o+_reach+1)+_tile//2, 0, _n-1) for o in (y, x)))
     own = (t**2).sum()
     c = fft.irfft2(fft.rfft2(t, spectrum[0]).conj()*spectrum[1], spectrum[0])[at]
-    return (c/np.sqrt(own*np.maximum(energy[here], own/5)+1e-9)).max()
+    c /= np.sqrt(own*np.maximum(energy[here], own/5)+1e-9)
+    i,j = np.unravel_index(c.argmax(), c.shape)
+    best = c[i,j]
+    c[max(i-_apart, 0):i+_apart+1,max(j-_apart, 0):j+_apart+1] = -1
+    return best-c.max()
 
 def match(
     a:np.ndarray, # from `fingerprint`
     b:np.ndarray, # of the other scan
-)->float: # median over tiles of the best correlation: 1 for the same pixels, below 0.2 for two exposures
+)->float: # median over tiles of the lead: near 1 for the same pixels, near 0 for two exposures
     "How surely two fingerprints are of one picture"
     size = (_n+_tile,)*2
     spectrum,energy = (size, fft.rfft2(b, size)),ndimage.uniform_filter(b**2, _tile, mode='constant')*_tile**2
     tiles = [(a[y:y+_tile,x:x+_tile], y, x) for y,x in _spots]
-    scores = [_best(t, y, x, spectrum, energy) for t,y,x in tiles if (t != 0).mean() >= .5]
+    scores = [_lead(t, y, x, spectrum, energy) for t,y,x in tiles if (t != 0).mean() >= .5]
     return float(np.median(scores)) if len(scores) >= 4 else 0.
 
-MATCH = .25
+MATCH = .16
 
-# %% ../nbs/02c_duplicates.ipynb #41a297d9
+# %% ../nbs/02c_duplicates.ipynb #94a2950c
 def _exact(t):
     "Pairs (row of the first, row of the copy) of identical files"
     first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
-    return pd.DataFrame(dict(i=first, j=t.index, score=1., mirrored=False, kind='exact'))[first != t.index]
+    return pd.DataFrame(dict(i=first, j=t.index, score=1., way='', kind='exact'))[first != t.index]
 
 def _clusters(n, i, j): return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
+
+_plain = {'': lambda f: f, 'turned': lambda f: f[::-1,::-1]}
+_mirrored = {'mirrored': lambda f: f[:,::-1], 'upside down': lambda f: f[::-1]}
+
+def _forest(n, links):
+    "As few of the links as tie together what all of them tie together, best first"
+    o = links.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)
+    tree = minimum_spanning_tree(coo_array((o.index+1., (o.i, o.j)), shape=(n, n)).tocsr())
+    return o.iloc[np.sort(tree.data.astype(int))-1]
 
 def _prove(t, root, pairs, workers, batch=256):
     "The score of each pair that is not already linked through others; a file that has gone scores 0"
@@ -165,35 +178,43 @@ def _prove(t, root, pairs, workers, batch=256):
     def look(row):
         try: return fingerprint(read_grey(Path(root)/t.path[row]))
         except OctError: return np.zeros((_n, _n), np.float32)
-    def score(r): return match(look(r.i), look(r.j)[:,::-1] if r.mirrored else look(r.j))
-    todo,done = pairs,[]
+    def score(r): return max((match(look(r.i), turn(look(r.j))), way) for way,turn in (_mirrored if r.mirrored else _plain).items())
+    todo,done = pairs.sort_values('bits', kind='stable'),[]
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex, progress(None, len(pairs), 'Comparing close pairs') as bar:
         while len(todo):
             now,todo = todo[:batch],todo[batch:]
-            done.append(now.assign(score=list(ex.map(score, now.itertuples()))))
+            got = list(ex.map(score, now.itertuples()))
+            done.append(now.assign(score=[s for s,_ in got], way=[w for _,w in got]))
             left = len(todo)
             if (done[-1].score >= MATCH).any(): todo = _unlinked(len(t), pd.concat(done), todo)
             bar.update(len(now)+left-len(todo))
-    return pd.concat(done) if done else pairs.assign(score=0.)
+    return pd.concat(done) if done else pairs.assign(score=0., way='')
 
 def _unlinked(n, done, todo):
     same = done[done.score >= MATCH]
     c = _clusters(n, same.i, same.j)
     return todo[c[todo.i] != c[todo.j]]
 
+def _suspects(t, workers):
+    "Pairs of rows with close hashes; of equal hashes, only the first meets the others"
+    t = t[(t.shash_low != 0) | (t.shash_high != 0)]
+    first = pd.Series(t.index, t.index).groupby([t.shash_low, t.shash_high]).transform('min')
+    one = t.index[first == t.index]
+    close = close_pairs(t.shash_low[one].to_numpy(), t.shash_high[one].to_numpy(), workers)
+    same = pd.DataFrame(dict(i=first, j=t.index, bits=0, mirrored=False))[first != t.index]
+    return pd.concat([same, close.assign(i=one[close.i], j=one[close.j])], ignore_index=True).assign(kind='near')
+
 def find_duplicates(
     table:pd.DataFrame, # scan table with the columns of `hash_columns`
     root, # folder that its paths are relative to
     workers:int|None=None, # threads; None: one per core
-)->pd.DataFrame: # columns path, twin (paths), kind ('exact', 'near'), score, mirrored
-    "Pairs of files that show the same picture; enough of them to link each file to its like"
+)->pd.DataFrame: # columns path, twin (paths), kind ('exact', 'near'), score, way ('', 'mirrored', 'upside down', 'turned')
+    "Pairs of files that show the same picture; just enough of them to link each file to its like"
     t = table[table.width > 0].reset_index(drop=True)
     exact = _exact(t)
-    one = t.index[~t.index.isin(exact.j) & ((t.shash_low != 0) | (t.shash_high != 0))]
-    close = close_pairs(t.shash_low[one].to_numpy(), t.shash_high[one].to_numpy(), workers)
-    near = _prove(t, root, close.assign(i=one[close.i], j=one[close.j], kind='near'), workers)
-    both = pd.concat([exact, near[near.score >= MATCH]], ignore_index=True)
-    return both.assign(path=t.path[both.i].values, twin=t.path[both.j].values)[['path', 'twin', 'kind', 'score', 'mirrored']].sort_values(['path', 'twin'], ignore_index=True)
+    near = _prove(t, root, _suspects(t[~t.index.isin(exact.j)], workers), workers)
+    both = pd.concat([exact, _forest(len(t), near[near.score >= MATCH])], ignore_index=True)
+    return both.assign(path=t.path[both.i].values, twin=t.path[both.j].values)[['path', 'twin', 'kind', 'score', 'way']].sort_values(['path', 'twin'], ignore_index=True)
 
 def duplicate_of(
     table:pd.DataFrame, # scan table
