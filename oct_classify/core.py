@@ -6,8 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/core.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'COLOURS', 'MIN_SIDE', 'MAX_PIXELS', 'OctError', 'ScanName', 'scan_name', 'patient', 'printable',
-           'to_grey', 'read_grey', 'make_dir', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'say', 'progress',
-           'secret']
+           'to_grey', 'read_grey', 'make_dir', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'one_line', 'say',
+           'progress', 'secret']
 
 # %% ../nbs/00_core.ipynb #5901b40d
 import contextlib, errno, io, os, random, re, secrets, shutil, sys
@@ -171,9 +171,13 @@ def quiet(on:bool=True):
     global _quiet
     _quiet = on
 
+def one_line(text)->str:
+    "Text for a terminal: control characters, as a file name may hold them, are shown and not obeyed"
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
 def say(*args):
     "One line for the person who waits, on standard error; nothing when `quiet`"
-    if not _quiet: print(*args, file=sys.stderr, flush=True)
+    if not _quiet: print(one_line(' '.join(map(str, args))), file=sys.stderr, flush=True)
 
 def progress(it=None, total=None, desc='', **kwargs):
     "`it` with a progress bar where a person watches; `kwargs` go to tqdm"
