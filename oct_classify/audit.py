@@ -7,11 +7,13 @@ Docs: https://oct-classify.github.io/oct_classify/audit.html.md"""
 # %% auto #0
 __all__ = ['FAMILIES', 'statistics', 'look', 'counts', 'read_names', 'as_test', 'leaks', 'touched', 'conflicts', 'misnamed',
            'flags', 'balanced_accuracy', 'shortcuts', 'plot_class', 'mean_image', 'plot_means', 'plot_statistics',
-           'plot_patients', 'plot_shortcuts', 'plot_pairs', 'bias', 'findings', 'examine', 'write_audit', 'audit']
+           'plot_patients', 'plot_shortcuts', 'plot_files', 'plot_pairs', 'plot_conflicts', 'within_test', 'bias',
+           'doubts', 'findings', 'examine', 'write_audit', 'audit']
 
-# %% ../nbs/03_audit.ipynb #2564b7df
+# %% ../nbs/03_audit.ipynb #97953348
 import gzip, json, os, shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 
 from .core import *
 from .data import *
+from .data import _folders
 from .download import which_version
 from .duplicates import *
 from .page import *
@@ -59,7 +62,7 @@ def look(grey:np.ndarray)->dict:
     "What the audit wants to know of each picture: `statistics` and `hash_columns`"
     return statistics(grey) | hash_columns(grey)
 
-# %% ../nbs/03_audit.ipynb #fa23fc71
+# %% ../nbs/03_audit.ipynb #5085d465
 def counts(t:pd.DataFrame)->dict:
     "Scans per class and folder, patients, scans per patient (median, 90 % quantile, most), patients under several classes"
     per = t.groupby('patient').agg(n=('path', 'size'), classes=('label', 'nunique'))
@@ -71,13 +74,13 @@ def read_names(
     path, # text file, or .gz, with one name or path per line
 )->pd.DataFrame: # path, label, patient, folder
     "A list of scan names as a table; raises `OctError` where no line is a scan name"
-    try: lines = (gzip.open if str(path).endswith('.gz') else open)(path, 'rt', encoding='utf-8', errors='replace').read().split('\n')
+    try: lines = [l.strip().strip('"').replace('\\', '/') for l in (gzip.open if str(path).lower().endswith('.gz') else open)(path, 'rt', encoding='utf-8-sig', errors='replace')]
     except (OSError, EOFError) as e: raise OctError(f"The list {path} can't be read ({getattr(e, 'strerror', None) or 'it is damaged'}): check the file.") from None
-    got = [(l.strip(), n) for l in lines if (n := scan_name(l.strip()))]
+    got = [(l, n) for l in lines if (n := scan_name(l)) and n.label in CLASSES]
     if not got: raise OctError(f'{path} names no scan: it must hold one name such as CNV-1016042-1.jpeg per line.')
-    other = sum(bool(l.strip()) for l in lines)-len(got)
-    if other: say(f'{other:,} lines of {path} are not scan names and were left out.')
-    folder = [next((p for p in PurePosixPath(l).parts[:-1] if p in ('train', 'val', 'test')), '') for l,_ in got]
+    other = sum(map(bool, lines))-len(got)
+    if other: say(f'{other:,} of {len(lines):,} lines of {path} name no scan of the classes {", ".join(CLASSES)} and were left out.')
+    folder = [next((_folders[p.lower()] for p in PurePosixPath(l).parts[:-1] if p.lower() in _folders), '') for l,_ in got]
     return pd.DataFrame(dict(path=[l for l,_ in got], label=[n.label for _,n in got], patient=pd.array([n.patient for _,n in got], dtype='Int64'), folder=folder)).drop_duplicates('path', ignore_index=True)
 
 def as_test(
@@ -88,38 +91,39 @@ def as_test(
     t = pd.concat([test.assign(folder='test'), names.assign(folder='train')], ignore_index=True)
     return t[~t.path.map(lambda p: PurePosixPath(p).name).duplicated()].reset_index(drop=True)
 
-# %% ../nbs/03_audit.ipynb #3da1b41d
+# %% ../nbs/03_audit.ipynb #7807b648
+def _usable(table): return table[table.error == '']
+
 def _shared(t, column, a, b):
-    "Values of `column` that occur on both sides, and the scans of each side that bear them"
+    "Values of `column` that occur in both folders, and the scans of each that bear them"
     v = t[column].where(t[column].notna() & (t[column].astype('string') != ''))
     both = set(v[t.folder == a].dropna()) & set(v[t.folder == b].dropna())
     return len(both),int((v.isin(both) & (t.folder == a)).sum()),int((v.isin(both) & (t.folder == b)).sum())
 
 def leaks(
     table:pd.DataFrame, # scan table, with `duplicate_of` where copies were looked for
-)->pd.DataFrame: # one row per pair of folders and kind: what, between, shared, the scans on both sides
-    "What two of the folders train, val and test share"
-    t = table.assign(group=components(table))
-    if 'duplicate_of' in t: t['picture'] = t.duplicate_of.where(t.duplicate_of != '', t.path)
-    kinds = [(k, c) for k,c in (('patients', 'patient'), ('pictures', 'picture'), ('chains of both', 'group')) if c in t and (c != 'group' or 'picture' in t)]
-    sides = [(a, b) for a,b in (('test', 'train'), ('test', 'val'), ('val', 'train')) if {a, b} <= set(t.folder)]
-    rows = [(what, a, b, *_shared(t, c, a, b)) for a,b in sides for what,c in kinds]
+)->pd.DataFrame: # one row per pair of folders and kind: what, side, other, shared, scans, other_scans
+    "What the usable scans of two folders share: patients, pictures, and chains of both"
+    t = _usable(table)
+    t = t.assign(group=components(t), picture=picture(t))
+    rank = {o: i for i,o in enumerate(('test', 'val', 'train', ''))}
+    sides = sorted(set(t.folder), key=rank.get)
+    kinds = [('patients', 'patient'), ('pictures', 'picture'), ('chains of both', 'group')] if (t.picture != '').any() else [('patients', 'patient')]
+    rows = [(what, a, b or 'no folder', *_shared(t, c, a, b)) for a,b in combinations(sides, 2) for what,c in kinds]
     return pd.DataFrame(rows, columns=['what', 'side', 'other', 'shared', 'scans', 'other_scans'])
 
 def touched(table:pd.DataFrame)->int:
-    "Test scans that share patient or picture, directly or in a chain, with a scan of another folder"
-    group,test = components(table),(table.folder == 'test').to_numpy()
+    "Usable test scans that share patient or picture, directly or in a chain, with a usable scan of another folder"
+    t = _usable(table)
+    group,test = components(t),(t.folder == 'test').to_numpy()
     return int(np.isin(group[test], group[~test]).sum())
 
-# %% ../nbs/03_audit.ipynb #80bd89ad
-def conflicts(
-    table:pd.DataFrame, # scan table
-    pairs:pd.DataFrame, # from `find_duplicates`
-)->pd.DataFrame: # path, label, twin, twin_label: one row per picture under two classes
-    "Pictures that lie under two classes"
-    label = table.set_index('path').label
-    p = pairs.assign(label=label.reindex(pairs.path).values, twin_label=label.reindex(pairs.twin).values)
-    return p.loc[p.label != p.twin_label, ['path', 'label', 'twin', 'twin_label', 'kind', 'score', 'mirrored']].reset_index(drop=True)
+# %% ../nbs/03_audit.ipynb #5fd0bee6
+def conflicts(table:pd.DataFrame)->pd.DataFrame:
+    "The files of all pictures that lie under two classes: picture, path, label"
+    t = table[table.width > 0].assign(picture=picture)
+    torn = (t.picture != '') & (t.groupby('picture').label.transform('nunique') > 1)
+    return t.loc[torn, ['picture', 'path', 'label']].sort_values(['picture', 'path'], ignore_index=True)
 
 def misnamed(table:pd.DataFrame)->pd.DataFrame:
     "Readable files whose name and folder disagree about the class"
@@ -127,25 +131,26 @@ def misnamed(table:pd.DataFrame)->pd.DataFrame:
 
 def flags(
     table:pd.DataFrame, # scan table with `duplicate_of`
-    pairs:pd.DataFrame, # from `find_duplicates`
 )->pd.Series: # words divided by commas, '' for an inconspicuous scan
     "What the audit holds against each scan: unusable, misnamed, copy, conflict, leak, several classes"
-    c,group = conflicts(table, pairs),pd.Series(components(table), table.index)
-    leak = group.groupby(group).transform('size').gt(1) & (table.folder == 'test').groupby(group).transform('any') & (table.folder != 'test').groupby(group).transform('any')
-    several = table.patient.notna() & table.groupby('patient').label.transform('nunique').gt(1).fillna(False)
-    marks = dict(unusable=table.error != '', misnamed=table.index.isin(misnamed(table).index), copy=table.duplicate_of != '', conflict=table.path.isin([*c.path, *c.twin]), leak=leak, several=several)
-    return pd.DataFrame(marks).apply(lambda r: ','.join(k.replace('several', 'several classes') for k,v in r.items() if v), axis=1)
+    t = _usable(table)
+    group,test = pd.Series(components(t), t.index),t.folder == 'test'
+    leak = test.groupby(group).transform('any') & (~test).groupby(group).transform('any')
+    several = table.patient.notna() & (table.groupby('patient').label.transform('nunique') > 1)
+    marks = {'unusable': table.error != '', 'misnamed': table.index.isin(misnamed(table).index), 'copy': table.duplicate_of != '', 'conflict': table.path.isin(conflicts(table).path),
+             'leak': leak.reindex(table.index, fill_value=False), 'several classes': several}
+    return sum((pd.Series(np.where(v, k+',', ''), table.index) for k,v in marks.items()), pd.Series('', table.index)).str.rstrip(',')
 
-# %% ../nbs/03_audit.ipynb #62f6db4c
-def _forest(seed):
+# %% ../nbs/03_audit.ipynb #7aab32aa
+def _forest(seed, trees):
     from sklearn.ensemble import RandomForestClassifier
-    return RandomForestClassifier(100, min_samples_leaf=3, class_weight='balanced', n_jobs=-1, random_state=seed)
+    return RandomForestClassifier(trees, min_samples_leaf=3, class_weight='balanced', n_jobs=-1, random_state=seed)
 
 def _held_out(x, y, group, seed):
     "Predicted classes, each by a forest that has not met the scan's group; None where there are too few groups or classes"
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     k = min(5, int(pd.Series(group).groupby(y).nunique().min()))
-    return cross_val_predict(_forest(seed), x, y, groups=group, cv=StratifiedGroupKFold(k, shuffle=True, random_state=seed)) if k > 1 and len(set(y)) > 1 else None
+    return cross_val_predict(_forest(seed, 30 if x.shape[1] == 1 else 100), x, y, groups=group, cv=StratifiedGroupKFold(k, shuffle=True, random_state=seed)) if k > 1 and len(set(y)) > 1 else None
 
 def balanced_accuracy(
     y, # true classes (N,)
@@ -164,7 +169,7 @@ def balanced_accuracy(
     with np.errstate(invalid='ignore'): drawn = np.nanmean(times @ right/(times @ all_), 1)
     return float((right.sum(0)/all_.sum(0)).mean()), *map(float, np.quantile(drawn, [.025, .975]))
 
-# %% ../nbs/03_audit.ipynb #6f95b4bd
+# %% ../nbs/03_audit.ipynb #4d2b7cf1
 def _sample(t, n, seed):
     "At most `n` usable scans, the same share of each class, whole table where it is small"
     t = t[t.error == '']
@@ -187,8 +192,8 @@ def shortcuts(
     seed:int=0,
 )->pd.DataFrame: # statistics, stage ('as shipped', 'prepared'), value, low, high, chance, n; empty where there are too few patients
     "What a forest tells of the class from `statistics` alone, patients held out: all, the frame, family by family, one by one"
-    t = _sample(table, most, seed)
-    group,one = components(t),sum(FAMILIES.values(), ())
+    t = _sample(table.assign(group=components(table)), most, seed)
+    group,one = t.group.to_numpy(),sum(FAMILIES.values(), ())
     after = _prepared(t, root, size, view).reindex(columns=one)
     sets = dict(all=one, frame=FAMILIES['geometry']+FAMILIES['border']) | FAMILIES | {k: (k,) for k in one}
     rows = []
@@ -198,8 +203,8 @@ def shortcuts(
             if p is not None: rows.append((name, stage, *balanced_accuracy(t.label.to_numpy(), p, group), 1/t.label.nunique(), len(t)))
     return pd.DataFrame(rows, columns=['statistics', 'stage', 'value', 'low', 'high', 'chance', 'n'])
 
-# %% ../nbs/03_audit.ipynb #6d2911be
-def plot_class(t, root, label, n=8, seed=0)->Figure:
+# %% ../nbs/03_audit.ipynb #3c036538
+def plot_class(t, root, label, n=8, seed=1)->Figure:
     "A contact sheet of usable scans of one class, each of another patient where there are enough"
     o = t[(t.label == label) & (t.error == '')].sample(frac=1, random_state=seed)
     o = pd.concat([o[~o.patient.duplicated()], o[o.patient.duplicated()]])[:n]
@@ -262,46 +267,62 @@ def plot_shortcuts(s)->Figure:
     ax.legend(fontsize=7.5, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
     return fig
 
-def plot_pairs(pairs, root, labels, n=6)->Figure|None:
-    "Pairs of files side by side, or None where there is none"
-    p = pairs[:n]
-    if not len(p): return None
-    says = lambda path, what: f'{"/".join(PurePosixPath(path).parts[-3:])[:42]}\n{what}'
-    cells = [(o, c) for r in p.itertuples() for o,c in ((r.path, says(r.path, labels[r.path])), (r.twin, says(r.twin, f'{labels[r.twin]}, {r.kind}' + (f', score {r.score:.2f}' if r.kind == 'near' else '') + (', mirrored' if r.mirrored else ''))))]
-    return contact_sheet([Path(root)/o for o,_ in cells], [c for _,c in cells], [colour(labels[o]) for o,_ in cells], cols=4, height=1.85)
+def plot_files(paths, root, labels, notes, cols=4)->Figure|None:
+    "Files with path, label and a note above each, or None where there is none"
+    if not len(paths): return None
+    said = [f'{"/".join(PurePosixPath(p).parts[-3:])[:42]}\n{labels[p]}{n}' for p,n in zip(paths, notes)]
+    return contact_sheet([Path(root)/p for p in paths], said, [colour(labels[p]) for p in paths], cols, height=1.85)
 
-# %% ../nbs/03_audit.ipynb #4648a9a7
+def plot_pairs(pairs, root, labels, n=6)->Figure|None:
+    "Pairs of files that show the same picture, side by side"
+    p = pairs[:n]
+    paths,notes = [o for r in p.itertuples() for o in (r.path, r.twin)],[o for r in p.itertuples() for o in ('', ', exact' if r.kind == 'exact' else f', score {r.score:.2f}' + (r.way and f', {r.way}'))]
+    return plot_files(paths, root, labels, notes)
+
+def plot_conflicts(c, root, labels, n=6)->Figure|None:
+    "Of each picture under two classes, one file of either"
+    two = c.drop_duplicates(['picture', 'label']).groupby('picture').head(2)[:2*n]
+    return plot_files(two.path.tolist(), root, labels, ['']*len(two))
+
+# %% ../nbs/03_audit.ipynb #1051ad50
 def _n(k, one, many=None): return f'{k:,} {one if k == 1 else many or one+"s"}'
+
+def within_test(table):
+    "Sentences on test scans that bear two labels or repeat one another"
+    t = _usable(table)
+    test,c = t[t.folder == 'test'],conflicts(table)
+    torn,again = test.path.isin(c.path).sum(),(picture(test)[picture(test) != '']).duplicated().sum()
+    return ([f'{_n(torn, "test scan")} of {len(test):,} also {"lies" if torn == 1 else "lie"} under another class, e.g. {test.path[test.path.isin(c.path)].iloc[0]}: find out which label is right.'] if torn else []) + \
+        ([f'{_n(again, "test scan")} of {len(test):,} {"repeats" if again == 1 else "repeat"} another and {"counts" if again == 1 else "count"} twice: remove the copies.'] if again else [])
 
 def bias(
     table:pd.DataFrame, # scan table, with `duplicate_of` where copies were looked for
-    pairs:pd.DataFrame|None=None, # from `find_duplicates`
 )->list: # sentences, none where the folders may be tested as they are
     "What would bias a test on the folders as they are"
-    l = leaks(table)
-    out,test = [],(table.folder == 'test').sum()
-    for what,o in l[(l.side == 'test') & (l.shared > 0)].groupby('what', sort=False):
-        if what == 'chains of both': continue
-        both = ' and '.join(f'{_n(r.shared, what[:-1], what)} with {r.other} ({r.scans:,} of {test:,} test scans)' for r in o.itertuples())
-        out.append(f'The test folder shares {both}: train with --policy clean.')
-    chain = touched(table)
-    if out and chain: out.append(f'In all, {_n(chain, "test scan")} of {test:,} ({chain/test:.0%}) can be known from training.')
-    c = conflicts(table, pairs) if pairs is not None else ()
-    if len(c): out.append(f'{_n(len(c), "picture lies", "pictures lie")} under two classes, e.g. {c.path[0]} and {c.twin[0]}: find out which label is right.')
-    m = misnamed(table) if 'width' in table else ()
-    if len(m): out.append(f'{_n(len(m), "file bears", "files bear")} another class in the name than in the folder, e.g. {m.path.iloc[0]}: find out which is right.')
+    l,test,chain = leaks(table),(_usable(table).folder == 'test').sum(),touched(table)
+    out = [f'The test folder shares ' + ' and '.join(f'{_n(r.shared, what[:-1], what)} with {r.other} ({r.scans:,} of {test:,} test scans)' for r in o.itertuples()) + ': train with --policy clean.'
+        for what,o in l[(l.side == 'test') & (l.shared > 0) & (l.what != 'chains of both')].groupby('what', sort=False)]
+    if out: out[-1] += f' In all, {_n(chain, "test scan")} of {test:,} ({chain/test:.0%}) can be known from training.'
+    return out + (within_test(table) if 'width' in table else [])
+
+def doubts(table:pd.DataFrame)->list: # sentences
+    "What a person should look at, although it does not bias a test"
+    c,m,unknown = conflicts(table),misnamed(table),table.patient.isna().sum()
+    apart = c[~c.picture.isin(c.picture[c.path.isin(table.path[table.folder == 'test'])])]
+    out = [f'{_n(apart.picture.nunique(), "picture")} outside the test {"lies" if apart.picture.nunique() == 1 else "lie"} under two classes, e.g. {apart.path[0]} and {apart.path[1]}: --policy clean leaves them out.'] if len(apart := apart.reset_index()) else []
+    if len(m): out.append(f'{_n(len(m), "file bears", "files bear")} another class in the name than in the folder, e.g. {m.path.iloc[0]}: left out, until somebody finds out which is right.')
+    if unknown: out.append(f'The patients of {_n(unknown, "scan")} are unknown, as their names do not follow LABEL-patient-number: whether they leak can not be said.')
     return out
 
 def findings(table, pairs, short)->dict:
     "All figures of the audit, as `audit.json` holds them"
-    across = table.set_index('path').folder
-    p = pairs.assign(across=across[pairs.path].values != across[pairs.twin].values)
     size = table[table.width > 0].groupby(['width', 'height']).size().sort_values(ascending=False)
-    return counts(table) | dict(version=which_version(table), unusable=int((table.error != '').sum()), sizes={f'{w}x{h}': int(k) for (w,h),k in size[:12].items()}, exact=int((p.kind == 'exact').sum()), near=int((p.kind == 'near').sum()),
-        duplicates_across_folders=int(p.across.sum()), conflicts=len(conflicts(table, pairs)), misnamed=len(misnamed(table)), leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table),
-        shortcuts=short.to_dict('records'), bias=bias(table, pairs))
+    wide = table.groupby(picture(table)).folder.nunique() > 1
+    return counts(table) | dict(version=which_version(table), unusable=int((table.error != '').sum()), sizes={f'{w}x{h}': int(k) for (w,h),k in size.items()}, exact=int((pairs.kind == 'exact').sum()), near=int((pairs.kind == 'near').sum()),
+        pictures_across_folders=int(wide.sum()), conflicts=int(conflicts(table).picture.nunique()), misnamed=len(misnamed(table)), leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table),
+        shortcuts=short.to_dict('records'), bias=bias(table), doubts=doubts(table))
 
-# %% ../nbs/03_audit.ipynb #838046a4
+# %% ../nbs/03_audit.ipynb #84310742
 def examine(
     data, # folder of scans
     out, # folder that keeps `scans.parquet` and `duplicates.parquet`
@@ -311,14 +332,15 @@ def examine(
     file,pairs_file = Path(out)/'scans.parquet',Path(out)/'duplicates.parquet'
     if not file.exists() and (kept := Path(data)/'scans.parquet').exists(): shutil.copy2(kept, file) # as `download` leaves it
     table = kept_table(data, file, classes, look)
-    key = str(pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum())
-    pairs = load_table(pairs_file) if pairs_file.exists() else None
+    key = f"{pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum()} {SCHEMA} {RADIUS} {TOTAL} {MATCH}"
+    try: pairs = load_table(pairs_file)
+    except OctError: pairs = None
     if pairs is None or pairs.attrs.get('table') != key:
         pairs = find_duplicates(table, data)
         pairs.attrs['table'] = key
         save_table(pairs, pairs_file)
     table['duplicate_of'] = duplicate_of(table, pairs)
-    table['flags'] = flags(table, pairs)
+    table['flags'] = flags(table)
     stamp = file.stat().st_mtime # when reading began
     save_table(table, file)
     os.utime(file, (stamp, stamp))
@@ -326,10 +348,10 @@ def examine(
     if len(bad): say(f"{len(bad):,} of {len(table):,} files can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {file.name}.")
     return table, pairs
 
-# %% ../nbs/03_audit.ipynb #8578e98c
+# %% ../nbs/03_audit.ipynb #028c0764
 _body = """
 <p class="lead">{{ lead }}</p>
-{% for b in bias %}<p class="warn">{{ b }}</p>{% endfor %}
+{% for b in bias %}<p class="warn">{{ b }}</p>{% endfor %}{% for b in doubts %}<p>{{ b }}</p>{% endfor %}
 <div class="cards">{% for name, value, note in cards %}<div class="card"><span>{{ name }}</span><b>{{ value }}</b><span>{{ note }}</span></div>{% endfor %}</div>
 <h2>What is there</h2>
 <div class="two"><div><table><tr><th>class</th>{% for f in folders %}<th class="n">{{ f }}</th>{% endfor %}</tr>
@@ -341,8 +363,8 @@ _body = """
 <h2>How it was taken</h2><p>Image sizes by class, and what can be measured without looking at the retina (box: quartiles; whiskers: 5 to 95 %).</p>
 <table><tr><th>size</th>{% for c, _ in counts %}<th class="n">{{ c }}</th>{% endfor %}</tr>{% for s, row in sizes %}<tr><td>{{ s }}</td>{% for n in row %}<td class="n">{{ n }}</td>{% endfor %}</tr>{% endfor %}</table>
 <img src="{{ stats }}" alt="statistics by class">
-<h2>The same picture twice</h2><p>{{ copies }}</p>{% if pairs %}<img src="{{ pairs }}" alt="pairs of files that show the same picture">{% endif %}
-{% if conflict %}<h3>One picture, two labels</h3><p>One of the two is wrong in each pair. Only a person can say which.</p><img src="{{ conflict }}" alt="pairs of files with different labels">{% endif %}{% endif %}
+<h2>The same picture twice</h2><p>{{ copies }}</p>{% if pairs %}<p class="note">{{ shown }}</p><img src="{{ pairs }}" alt="pairs of files that show the same picture">{% endif %}
+{% if conflict %}<h3>One picture, two labels</h3><p>One of the two labels is wrong in each pair. Only a person can say which. {{ conflicts_shown }}</p><img src="{{ conflict }}" alt="pairs of files with different labels">{% endif %}{% endif %}
 <h2>What a test would know beforehand</h2>
 {% if leaks %}<table><tr><th>shared</th><th>between</th><th class="n">how many</th><th class="n">scans there</th></tr>{% for l in leaks %}<tr><td>{{ l.what }}</td><td>{{ l.side }} and {{ l.other }}</td><td class="n">{{ l.shared }}</td><td class="n">{{ l.scans }} and {{ l.other_scans }}</td></tr>{% endfor %}</table>
 <p class="note">{{ touched }}</p>{% else %}<p>{{ touched }}</p>{% endif %}
@@ -359,8 +381,8 @@ def _grid(t, index, columns):
 
 def _patients_say(f):
     q = f['scans_per_patient']
-    return (f"{_n(f['patients'], 'patient')} with {_n(q['median'], 'scan')} each in the median, at most {q['p90']} for 90 % of them, and {q['most']} for one. {_n(f['several_classes'], 'patient')} under more than one class."
-        + (f" The patients of {f['unknown_patients']:,} scans are unknown, as their names do not follow LABEL-patient-number." if f['unknown_patients'] else ''))
+    return f"{_n(f['patients'], 'patient')} with {_n(q['median'], 'scan')} each in the median, at most {q['p90']} for 90 % of them, and {q['most']} for one. {_n(f['several_classes'], 'patient')} under more than one class."
+
 
 def _carrier(s):
     "Which single statistic carries most, in words"
@@ -375,9 +397,12 @@ def _common(t, f):
     folders,rows = _grid(t.assign(folder=t.folder.replace('', 'no folder')), 'label', 'folder')
     has = 'test' in f['folders']
     said = f"{f['test_scans_touched']:,} of {f['folders']['test']:,} test scans share a patient or a picture, directly or in a chain, with a scan outside the test folder." if has else 'There is no test folder, so there is nothing to leak into: train with --policy patient.'
-    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=png(plot_patients(t)), leaks=f['leaks'] if has else [], touched=said, bias=f['bias'])
+    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=png(plot_patients(t)), leaks=f['leaks'] if has else [], touched=said, bias=f['bias'], doubts=f.get('doubts', []))
 
-def _lead(f): return 'A test on these folders as they are would be biased.' if f['bias'] else ('Nothing was found that would bias a test on these folders.' if 'test' in f['folders'] else 'There is no test folder yet; nothing speaks against drawing one.')
+def _lead(f):
+    if f['bias']: return 'A test on these folders as they are would be biased.'
+    if 'test' not in f['folders']: return 'There is no test folder; --policy patient draws a test by patient.'
+    return 'Nothing was found that would bias a test on these folders' + (', but not all patients are known.' if f['unknown_patients'] else '.')
 
 def write_audit(path, table, pairs, short, f, data):
     "The report of a folder as one HTML page"
@@ -385,14 +410,14 @@ def write_audit(path, table, pairs, short, f, data):
     bad,copies = table[table.error != ''],f['exact']+f['near']
     sizes = t.assign(size=t.width.astype(str)+'x'+t.height.astype(str))
     sizes['size'] = sizes['size'].where(sizes['size'].isin(sizes['size'].value_counts().index[:8]), 'other')
-    cards = [('scans', f"{f['scans']:,}", _n(f['patients'], 'patient')), ("can't be used", f"{f['unusable']:,}", 'unreadable or misnamed'), ('copies', f'{copies:,}', f"{f['exact']:,} exact, {f['near']:,} near; {f['duplicates_across_folders']:,} across folders"),
+    cards = [('scans', f"{f['scans']:,}", _n(f['patients'], 'patient')), ("can't be used", f"{f['unusable']:,}", 'unreadable or misnamed'), ('copies', f'{copies:,}', f"{f['exact']:,} exact, {f['near']:,} near; {_n(f['pictures_across_folders'], 'picture')} across folders"),
              ('two labels', f"{f['conflicts']:,}", 'pictures under two classes'), ('test scans touched', f"{f['test_scans_touched']:,}", f"of {f['folders'].get('test', 0):,}")]
-    said = f"{_n(copies, 'file repeats', 'files repeat')} a picture that is there already: {f['exact']:,} byte for byte, {f['near']:,} re-encoded, resized, shifted, brightened, cropped or mirrored, each proved on its speckle." if copies else 'No file repeats the picture of another.'
-    c = conflicts(table, pairs)
-    plain = pairs[~pairs.path.isin(c.path) | ~pairs.twin.isin(c.twin)].sort_values('kind', ascending=False)
+    said = f"{_n(copies, 'file repeats', 'files repeat')} a picture that is there already: {f['exact']:,} byte for byte, {f['near']:,} re-encoded, resized, shifted, brightened, cropped, mirrored or turned, each proved on its speckle." if copies else 'No file repeats the picture of another.'
+    c = conflicts(table)
+    plain = pairs[~pairs.path.isin(c.path)].sort_values('kind', ascending=False)
     sheets = [(o, png(plot_class(t, data, o))) for o in sorted(t.label.unique())]
-    figs = dict(pairs=plot_pairs(plain, data, labels), conflict=plot_pairs(c, data, labels, 8), shortcuts=plot_shortcuts(short) if len(short) else None)
-    write_page(path, _body, f'Audit of {Path(data).resolve().name}', lead=_lead(f), cards=cards, sheets=sheets, means=png(plot_means(t, data)), stats=png(plot_statistics(t)), sizes=_grid(sizes, 'size', 'label')[1], copies=said,
+    figs = dict(pairs=plot_pairs(plain, data, labels), conflict=plot_conflicts(c, data, labels), shortcuts=plot_shortcuts(short) if len(short) else None)
+    write_page(path, _body, f'Audit of {Path(data).resolve().name}', lead=_lead(f), cards=cards, sheets=sheets, means=png(plot_means(t, data)), stats=png(plot_statistics(t)), sizes=_grid(sizes, 'size', 'label')[1], copies=said, conflicts_shown=f'{min(6, c.picture.nunique())} of {c.picture.nunique():,} are shown.', shown=f'{min(6, len(plain))} of {len(plain):,} pairs; all are in duplicates.parquet.',
         carrier=_carrier(short), table=short.to_dict('records'), unusable=bad[['path', 'error']].values[:50].tolist(), more=max(len(bad)-50, 0), **{k: v and png(v) for k,v in figs.items()}, **_common(table, f))
 
 def audit(
@@ -410,8 +435,11 @@ def audit(
     short = shortcuts(table, data)
     f = findings(table, pairs, short)
     write_audit(out/'audit.html', table, pairs, short, f, data)
-    with atomic_write(out/'audit.json') as o: o.write(json.dumps(f, indent=1)+'\n')
+    _write_json(out, f)
     return f
+
+def _write_json(out, f):
+    with atomic_write(out/'audit.json') as o: o.write(json.dumps(f, indent=1)+'\n')
 
 def _audit_names(names, test, out, title):
     t = as_test(names, read_names(test)) if test else names
@@ -419,5 +447,5 @@ def _audit_names(names, test, out, title):
     f = counts(t) | dict(leaks=leaks(t).to_dict('records'), test_scans_touched=touched(t), bias=bias(t))
     cards = [('names', f"{f['scans']:,}", ', '.join(f'{k} {v:,}' for k,v in f['classes'].items())), ('patients', f"{f['patients']:,}", f"median {_n(f['scans_per_patient']['median'], 'scan')}"), ('under several classes', f"{f['several_classes']:,}", 'patients')]
     write_page(out/'audit.html', _body, f'Audit of the names in {title}', lead=_lead(f)+' Names alone say nothing of the pictures.', cards=cards, **_common(t, f))
-    with atomic_write(out/'audit.json') as o: o.write(json.dumps(f, indent=1)+'\n')
+    _write_json(out, f)
     return f

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .audit import audit, examine, look
+from .audit import audit, examine, look, within_test
 from .core import *
 from .data import *
 from .evaluate import *
@@ -27,6 +27,10 @@ from .prepare import *
 from .split import *
 
 # %% ../nbs/13_cli.ipynb #af3ed7a1
+def _doubtful(df):
+    "Sentences on test scans whose figure is not worth what it seems"
+    return within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))
+
 def split_stage(
     table, # scan table
     out:Path, # output folder
@@ -39,6 +43,7 @@ def split_stage(
     save_split(df, out/'split.csv')
     n,gone = df.split.value_counts(),set(CLASSES)-set(df.label)
     if gone: say(f'There is no folder for {", ".join(sorted(gone))}: the model will not know that class.')
+    for line in _doubtful(df): say(line)
     say(f'Split by {Path(split).name if split else "policy " + policy}: ' + ', '.join(f'{n[s]:,} {s}' for s in SPLITS if s in n) + '.')
     if policy == 'official' and not split:
         try: check_split(df)
@@ -209,7 +214,7 @@ _body = '''<p class="lead">{{ lead }}</p>
 def _dropped(df):
     "Reasons, how often, and an example; patient and file names are taken out of the reason so that like meets like"
     t = df[df.split == 'dropped']
-    plain = t.reason.str.replace(r'^Patient \d+', 'The patient', regex=True).str.replace(r'^The same file as .*', 'A copy of another file.', regex=True)
+    plain = t.reason.str.replace(r'^Patient \d+', 'The patient', regex=True).str.replace(r'^The same picture as .*', 'A copy of another picture.', regex=True)
     return [(r, len(g), g.path.iloc[0]) for r,g in sorted(t.groupby(plain), key=lambda o: -len(o[1]))]
 
 def _cards(figs):
@@ -261,23 +266,24 @@ def run(
 )->dict|None: # what metrics.json holds
     "Read, split, train, evaluate, save and report"
     t0 = time.time()
-    _check_early(data, arch, size)
+    _check_early(data, arch, size, split)
     out = make_dir(out)
     table,_ = examine(data, out)
     df = split_stage(table, out, policy, seed, split)
-    if split: policy = Path(split).name
+    if split: policy = 'file'
     t1 = time.time()
     o = dict(arch=arch, size=list(as_size(size)), epochs=epochs, policy=policy, view=view, weights=str(weights), seed=seed)
     model = train_stage(df, data, out, **o)
     t2 = time.time()
     return finish(model, df, data, out, o, dict(audit=t1-t0, train=t2-t1), t0, heading or f'Retinal OCT classifier on {Path(data).resolve().name}', test)
 
-def _check_early(data, arch, size):
+def _check_early(data, arch, size, split=None):
     "What can be known to be wrong before anything is read or written"
     from oct_classify.network import check_arch
     as_size(size)
     check_arch(arch)
     if not Path(data).is_dir(): find_scans(data)
+    if split and not Path(split).is_file(): raise OctError(f'There is no file {split}: check the path.')
 
 def finish(model, df, data, out, o, seconds, t0, heading, test=True):
     "Evaluate, save the bundle, write metrics and report"
@@ -312,7 +318,7 @@ def _warnings(df, c):
     verified = verified and 'unknown' not in said
     asked = c.get('request', {}).get('arch', c['arch'])
     stand_in = [f'{asked} was asked for, but its ImageNet weights could not be fetched; {c["arch"]} took its place.'] if asked != c['arch'] else []
-    return [said]*(not verified) + stand_in, verified
+    return [said]*(not verified) + _doubtful(df) + stand_in, verified
 
 def _report(out, heading, preds, figs, data, m, c, df):
     notes,verified = _warnings(df, c)
@@ -431,8 +437,9 @@ def _add_run(sub, name, text, out):
     p.add_argument('--arch', default='resnet50', help='any timm or torchvision architecture (%(default)s)')
     p.add_argument('--size', default='224', help='side in pixels, or HEIGHTxWIDTH such as 256x384 (%(default)s)')
     p.add_argument('--epochs', type=_whole, default=4, help='of all layers, after the head; 0: the head alone (%(default)s)')
-    p.add_argument('--policy', choices=POLICIES, default='clean', help='clean: the test folder is kept and what it shares leaves training; patient: folders are ignored; official: as shipped, leaks and all (%(default)s)')
-    p.add_argument('--split', metavar='FILE', help='a split.csv in place of a policy: CSV with the columns path and split')
+    one = p.add_mutually_exclusive_group()
+    one.add_argument('--policy', choices=POLICIES, default='clean', help='clean: the test folder is kept and what it shares leaves training; patient: folders are ignored; official: as shipped, leaks and all (%(default)s)')
+    one.add_argument('--split', metavar='FILE', help='a split.csv in place of a policy: CSV with the columns path and split')
     p.add_argument('--view', choices=VIEWS, default='whole', help='what of a scan the network sees (%(default)s)')
     p.add_argument('--weights', default='imagenet', help='imagenet, none, or a state dict in safetensors or .pth (%(default)s)')
     p.add_argument('--seed', type=_whole, default=42, help='fixes split and training (%(default)s)')
@@ -484,9 +491,9 @@ def _download(dest, **kw):
 
 def _audit(data, out, test, strict):
     f = audit(data, out, test)
-    told = f"{f['scans']:,} scans of {f['patients']:,} patients." + (f" {f['exact']:,} exact and {f['near']:,} near copies, {f['conflicts']:,} pictures under two classes, {f['unusable']:,} files that can't be used." if 'exact' in f else '')
-    for line in (told, *f['bias'], f"Report: {Path(out)/'audit.html'}"): say(line)
-    if strict and f['bias']: raise LeakError(f"{len(f['bias'])} findings would bias a test: read {Path(out)/'audit.html'}.")
+    told = f"{f['scans']:,} scan{'s'*(f['scans'] != 1)} of {f['patients']:,} patient{'s'*(f['patients'] != 1)}." + (f" {f['exact']:,} exact and {f['near']:,} near copies, {f['conflicts']:,} pictures under two classes, {f['unusable']:,} files that can't be used." if 'exact' in f else '')
+    for line in (told, *f['bias'], *f.get('doubts', []), f"Report: {Path(out)/'audit.html'}"): say(line)
+    if strict and f['bias']: raise LeakError(f"The test would be biased ({len(f['bias'])} finding{'s'*(len(f['bias']) > 1)}): read {Path(out)/'audit.html'}.")
 
 def _dispatch(a):
     o = {k: v for k,v in vars(a).items() if k not in ('command', 'quiet')}
@@ -516,7 +523,7 @@ def main(
             if e.errno is None: raise
             why,code = f'{e.filename or "A file"} could not be read or written ({e.strerror}): check disk space and permissions.',2
         finally: quiet(False)
-    print(f'oct-classify: {why}', file=sys.stderr)
+    print(one_line(f'oct-classify: {why}'), file=sys.stderr)
     return code
 
 # %% ../nbs/13_cli.ipynb #00b44d49

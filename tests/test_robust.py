@@ -179,4 +179,4 @@ def test_ctrl_c_keeps_what_was_finished(data, tmp_path):
 def test_stale_or_foreign_table(cli, data, tmp_path):
     (tmp_path/'out').mkdir()
     (tmp_path/'out/scans.parquet').write_bytes(b'not a table')
-    assert 'delete it' in sentence(cli('run', data, *RUN, '--out', tmp_path/'out'))
+    assert cli('run', data, *RUN, '--out', tmp_path/'out', '--quiet')[0] == 0  # a damaged table is made anew
