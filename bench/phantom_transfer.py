@@ -1,6 +1,6 @@
 """Does training on phantoms help a network that then sees ten real scans of each class?
 
-    python bench/phantom_transfer.py DATA [--folders train test …] [--arch resnet18] [--size 128] [--phantoms 1600] [--pretrain 3] [--epochs 30] [--scans 10] [--seeds 5]
+    python bench/phantom_transfer.py DATA [--folders train test …] [--arch resnet18] [--size 128] [--phantoms 1000] [--pretrain 3] [--epochs 20] [--scans 10] [--seeds 5]
 
 Per seed: a network starts at random; a copy is trained on phantoms first; both are then fitted alike on the same ten real scans of
 each class, and tested on the real scans of all other patients. Prints accuracy and urgent AUC of both per seed, and last the
@@ -55,9 +55,9 @@ def main():
     p.add_argument('--folders', nargs='+', help='train, val, test; left out: all')
     p.add_argument('--arch', default='resnet18')
     p.add_argument('--size', default='128')
-    p.add_argument('--phantoms', type=int, default=1600)
+    p.add_argument('--phantoms', type=int, default=1000)
     p.add_argument('--pretrain', type=int, default=3, help='epochs on phantoms')
-    p.add_argument('--epochs', type=int, default=30, help='epochs on real scans')
+    p.add_argument('--epochs', type=int, default=20, help='epochs on real scans')
     p.add_argument('--scans', type=int, default=10, help='real scans per class')
     p.add_argument('--seeds', type=int, default=5)
     a = p.parse_args()

@@ -33,11 +33,11 @@ LAYERS = (('RNFL',     24,   4,  .55, 1.5),
 ONL,EZ,OS,RPE,BRUCH = 4,7,8,9,11 # rows of `Phantom.layers`
 LESIONS = ('drusen', 'RPE detachment', 'neovascular tissue', 'subretinal fluid', 'cyst', 'exudate')
 
-# %% ../nbs/01b_anatomy.ipynb #1c2c72f4
+# %% ../nbs/01b_anatomy.ipynb #4c21dfa6
 def make_eye(rng):
     "What all scans of one eye share, drawn at random; lengths in mm where they run across, in µm where they run deep"
     n,u,b = len(LAYERS),partial(uniform, rng),partial(bell, rng)
-    return dict(thick=b(1, .045)*b(1, .06, (n,)), bright=b(1, .09, (n,)).clip(.75, 1.2), nasal=1-2*rng.integers(0, 2), age=u(0, 1), severity=u(.1, 1),
+    return dict(thick=b(1, .045)*b(1, .06, (n,)), bright=b(1, .09, (n,)).clip(.75, 1.2), nasal=1-2*rng.integers(0, 2), age=u(0, 1), severity=u(.25, 1),
         fovea=b(0, .35), miss=u(0, .2) if u(0, 1) < .9 else u(.2, 1.5), pit=u(.42, .72), round=u(0, 1), depth=u(.36, .58), tilt=b(0, .09),
         curve=u(-6, 45) + (u(0, 80) if u(0, 1) < .1 else 0), pixel=u(10, 12.5), choroid=u(130, 420), fade=u(240, 700), stroma=u(.29, .45),
         vessels=u(.12, .55), vessel_um=u(60, 160), fine=u(0, 1.3), texture=rng.integers(0, 4096, 2), hyaloid=u(0, 1) < .25, membrane=u(0, 1) < .25)

@@ -108,7 +108,7 @@ def soften(img, rows, cols):
             a[:,1:-1] *= f4(.5)
             a[:,1:-1] += sides
 
-# %% ../nbs/01c_optics.ipynb #e713de98
+# %% ../nbs/01c_optics.ipynb #328416c2
 def _falloff(rng, h, w, shade):
     "Light that is left in each row (h, 1) and column (w,)"
     y,x = np.arange(h)/h,2*np.arange(w)/w-1
@@ -116,10 +116,14 @@ def _falloff(rng, h, w, shade):
     rows = 1-uniform(rng, 0, .35)*np.abs(y-uniform(rng, .2, .6))
     return rows.astype(f4)[:,None], ((1-uniform(rng, 0, .45)*off*off)*shade.clip(.15)).astype(f4)
 
+def _frames(rng, below, h):
+    "How many windows to average: at random, and more in a thumbnail, whose pixels stand for several"
+    return int(min(16, rng.integers(1, below)*max(1, (496/h)*(496/h))))
+
 def _noise(rng, h, w, tiles):
     "What the detector adds, less the scanner's estimate of it (h, w)"
     floor = uniform(rng, .05, .095) if rng.random() < .8 else uniform(rng, .09, .16) # as displayed
-    n = looks(rng, speckle(3, 1, 2, tiles), int(rng.integers(1, 3)), h, w)
+    n = looks(rng, speckle(3, 1, 2, tiles), _frames(rng, 3, h), h, w)
     n -= f4(uniform(rng, .25, .7))
     n *= (floor*floor*floor*floor*(1-uniform(rng, -.3, .75)*np.arange(h)/h)).astype(f4)[:,None]
     return n
@@ -141,7 +145,7 @@ def light(
     img *= img; img *= img
     for part in _falloff(rng, h, w, shade): img *= part
     contrast = f4(uniform(rng, .75, 1))
-    grains = looks(rng, speckle(3, 1, 3, tiles), int(rng.integers(1, 5)), h, w)
+    grains = looks(rng, speckle(3, 1, 3, tiles), _frames(rng, 5, h), h, w)
     grains *= contrast; grains += 1-contrast
     img *= grains
     img += _noise(rng, h, w, tiles)

@@ -119,7 +119,7 @@ def _focal(img, placed):
         _ellipse(img, x, y, rx, ry, v, .25 if lesion == 'cyst' else .6)
         if lesion == 'exudate': img[int(max(0, y+ry)):, int(max(0, x-rx)):int(x+rx+1)] *= f4(1-.15*min(1, ry/4))
 
-# %% ../nbs/01_phantom.ipynb #c0ac04a6
+# %% ../nbs/01_phantom.ipynb #d8aec460
 def _vessels(s, b, img):
     "Retinal vessels: a bright spot among the nerve fibres, a shadow below"
     for _ in range(s.rng.integers(0, 5)):
@@ -148,7 +148,7 @@ def _draw(s, b):
     _vessels(s, b, img)
     _surface(s, b, img)
     lo,hi = int(max(0, b[0].min()-4)),int(np.clip(s.bruch.max()+8, 4, s.h))
-    soften(img[lo:hi], s.rng.integers(0, 3), s.rng.integers(0, 4))
+    soften(img[lo:hi], *[int(n*min(1, s.scale*s.scale)+s.u(0, 1)) for n in s.rng.integers(0, (3, 4))])
     return img
 
 # %% ../nbs/01_phantom.ipynb #892c509a
