@@ -1,6 +1,6 @@
 """Does training on phantoms help a network that then sees ten real scans of each class?
 
-    python bench/phantom_transfer.py DATA [--folders train test …] [--arch resnet18] [--size 128] [--phantoms 1000] [--pretrain 3] [--epochs 20] [--scans 10] [--seeds 5]
+    python bench/phantom_transfer.py DATA [--folders train test …] [--arch resnet18] [--size 96] [--phantoms 1000] [--pretrain 3] [--epochs 20] [--scans 10] [--seeds 5]
 
 Per seed: a network starts at random; a copy is trained on phantoms first; both are then fitted alike on the same ten real scans of
 each class, and tested on the real scans of all other patients. Prints accuracy and urgent AUC of both per seed, and last the
@@ -39,7 +39,7 @@ def few(t, k, seed):
 def fit(net, train, epochs, lr, bs=8):
     "Train all layers of a copy of `net`; batch-norm statistics move with the batches, as it started at random"
     net = copy.deepcopy(net)
-    fine_tune(oct_learner(dataloaders(train, train, bs=bs), net, fixed_bn=False), epochs, lr)
+    fine_tune(oct_learner(dataloaders(train, tuple(o[:bs] for o in train), bs=bs), net, fixed_bn=False), epochs, lr)
     return net.eval()
 
 
@@ -54,7 +54,7 @@ def main():
     p.add_argument('data', type=Path)
     p.add_argument('--folders', nargs='+', help='train, val, test; left out: all')
     p.add_argument('--arch', default='resnet18')
-    p.add_argument('--size', default='128')
+    p.add_argument('--size', default='96')
     p.add_argument('--phantoms', type=int, default=1000)
     p.add_argument('--pretrain', type=int, default=3, help='epochs on phantoms')
     p.add_argument('--epochs', type=int, default=20, help='epochs on real scans')
