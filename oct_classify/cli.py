@@ -332,10 +332,10 @@ def _report(out, heading, preds, figs, data, m, c, df):
 def demo(
     out='oct-demo', # output folder
     seed:int=42,
-    patients:int=40, # training patients per class
+    patients:int=100, # training patients per class
     test:int=20, # test patients per class
     size='160', # side in pixels
-    epochs:int=3,
+    epochs:int=4,
 )->dict: # what metrics.json holds
     "Draw phantom scans, then train and test a classifier on them"
     from oct_classify.network import FALLBACK, offline_file
