@@ -348,7 +348,7 @@ def examine(
     if len(bad): say(f"{len(bad):,} of {len(table):,} files can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {file.name}.")
     return table, pairs
 
-# %% ../nbs/03_audit.ipynb #028c0764
+# %% ../nbs/03_audit.ipynb #ee603404
 _body = """
 <p class="lead">{{ lead }}</p>
 {% for b in bias %}<p class="warn">{{ b }}</p>{% endfor %}{% for b in doubts %}<p>{{ b }}</p>{% endfor %}
@@ -389,7 +389,7 @@ def _carrier(s):
     if not len(s): return ''
     one = s[s.statistics.isin(sum(FAMILIES.values(), ()))]
     a,f = one[one.stage == 'as shipped'].sort_values('value').iloc[-1],s[s.statistics == 'frame'].set_index('stage')
-    return (f"{a.statistics} alone reaches {a.value:.0%} ({a.low:.0%} to {a.high:.0%}), more than any other single statistic; chance is {a.chance:.0%}. The frame reaches {f.value['as shipped']:.0%} ({f.low['as shipped']:.0%} to {f.high['as shipped']:.0%}) as shipped"
+    return (f"The strongest single statistic is {a.statistics}: alone it reaches {a.value:.0%} ({a.low:.0%} to {a.high:.0%}), where chance is {a.chance:.0%}. The frame reaches {f.value['as shipped']:.0%} ({f.low['as shipped']:.0%} to {f.high['as shipped']:.0%}) as shipped"
         + f" and {f.value['prepared']:.0%} ({f.low['prepared']:.0%} to {f.high['prepared']:.0%}) once prepared.")
 
 def _common(t, f):
