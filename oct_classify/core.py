@@ -86,14 +86,22 @@ def _open(source):
     if not (len(source) if isinstance(source, bytes) else os.stat(source).st_size): raise OctError('The file is empty (0 bytes).')
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
+def _divisor(size, at_least):
+    "By how much (1, 2, 4 or 8) a picture of (width, height) may shrink and still be `at_least` (height, width)"
+    return max(k for k in (1, 2, 4, 8) if k == 1 or at_least and size[0]//k >= at_least[1] and size[1]//k >= at_least[0])
+
 def read_grey(
     source, # path, bytes, PIL image, or uint8 array (H, W) or (H, W, 3)
+    at_least=None, # (height, width) that will do: a picture of twice that and more comes at 1/2, 1/4 or 1/8, never below; None: as it is
 )->np.ndarray: # greys (H, W), uint8
     "Read one scan, or raise an `OctError` that says in one sentence why it can't be read"
     try:
         with _open(source) as im:
             _check_size(*im.size)
-            return to_grey(im)
+            k,full = _divisor(im.size, at_least),im.size
+            if k > 1: im.draft('L', at_least[::-1]) # a JPEG shrinks while it is decoded
+            g = to_grey(im)
+            return g if k == 1 or im.size != full else np.asarray(Image.fromarray(g).reduce(k))
     except Exception as e: raise OctError(_sentence(e)) from None
 
 # %% ../nbs/00_core.ipynb #a8ff8850
