@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'Stopped', 'stop_signals', 'save_state', 'newest', 'fingerprint', 'clear_states',
-           'checkpoint_folder', 'Checkpoint']
+           'checkpoint_folder', 'NotANumber', 'Checkpoint']
 
 # %% ../nbs/06b_checkpoint.ipynb #1701b9ca
 import contextlib, hashlib, json, random, signal, threading, time
@@ -98,7 +98,14 @@ def checkpoint_folder(
     "Google Drive where Colab has mounted it, as the machine's own disk is gone with the machine; else a folder in `out`"
     return Path(drive)/'oct_classify'/'checkpoints'/fingerprint(request) if Path(drive).is_dir() else Path(out)/'checkpoints'
 
-# %% ../nbs/06b_checkpoint.ipynb #8a047ddf
+# %% ../nbs/06b_checkpoint.ipynb #29eeda84
+class NotANumber(OctError):
+    "The loss or a weight is not a number any more"
+    def __str__(self): return self.why # fastai puts words of its own before a callback's
+    def __init__(self, why):
+        super().__init__(why)
+        self.why = why
+
 class Checkpoint(Callback):
     "Keep the state of training in `folder`, and go on from what is there; one `Learner.fit` per request"
     order = 80
@@ -175,4 +182,4 @@ class Checkpoint(Callback):
 
     def _give_up(self, where):
         kept = sorted(self.folder.glob('*-*.pt'))
-        raise OctError(f'The loss or a weight is not a number any more in {where}, so training was stopped' + (f'; the last good state is {kept[-1]}' if kept else '') + ': choose a smaller --lr or --precision fp32.')
+        raise NotANumber(f'The loss or a weight is not a number any more in {where}, so training was stopped' + (f'; the last good state is {kept[-1]}' if kept else '') + ': choose a smaller --lr or --precision fp32.')
