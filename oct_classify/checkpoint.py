@@ -8,8 +8,8 @@ Docs: https://oct-classify.github.io/oct_classify/checkpoint.html.md"""
 __all__ = ['rng_state', 'set_rng_state', 'Stopped', 'stop_signals', 'save_state', 'newest', 'fingerprint', 'clear_states',
            'checkpoint_folder', 'NotANumber', 'Checkpoint']
 
-# %% ../nbs/06b_checkpoint.ipynb #1701b9ca
-import contextlib, hashlib, json, random, signal, threading, time
+# %% ../nbs/06b_checkpoint.ipynb #67efaa6e
+import contextlib, hashlib, io, json, random, signal, threading, time
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,9 @@ def save_state(
     keep:int=2, # how many to leave
 ):
     "Write a state, complete or not at all, and remove all but the newest"
-    with atomic_write(make_dir(folder)/f'{at[0]:05d}-{at[1]:07d}.pt', 'wb') as f: torch.save(_plain(dict(at=at, **state)), f)
+    b = io.BytesIO() # torch's own writing takes a full disk for a fault of the file
+    torch.save(_plain(dict(at=at, **state)), b)
+    with atomic_write(make_dir(folder)/f'{at[0]:05d}-{at[1]:07d}.pt', 'wb') as f: f.write(b.getbuffer())
     for old in sorted(Path(folder).glob('*-*.pt'))[:-keep]: old.unlink(missing_ok=True)
 
 def newest(

@@ -24,6 +24,7 @@ from fastai.vision.all import DataLoaders
 from filelock import FileLock
 
 from .core import *
+from .core import _explain
 from .data import load_table, save_table
 from .prepare import *
 from .prepare import PREPARED
@@ -176,7 +177,7 @@ def pack(
         try:
             with _Growing(out, key, len(table), size) as g:
                 for px,whys in _prepared(table, root, size, view, len(g.whys), workers, block): g.add(px, whys)
-        except OSError as e: raise OctError(f'{out} could not be written ({e.strerror}): free some space and run the same command again, which goes on from there.') from None
+        except OSError as e: raise _explain(e, out/'pixels.npy') from None
         g.finish(table, size=size, view=view)
     return open_pack(out, key)
 

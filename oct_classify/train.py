@@ -391,7 +391,7 @@ def _several(learn):
     "fastai's context for several processes, or none"
     if num_distrib() <= 1: return contextlib.nullcontext()
     learn.dls.loaders = [_sharded(dl, rank_distrib(), num_distrib()) for dl in learn.dls.loaders]
-    return learn.distrib_ctx(sync_bn=False)
+    return learn.distrib_ctx(sync_bn=learn.dls.device.type == 'cuda') # gloo has no synchronised batch norm
 
 # %% ../nbs/07_train.ipynb #bdc60e1e
 def suggest_lr(
@@ -403,7 +403,28 @@ def suggest_lr(
         learn.path = Path(d)
         with learn.no_bar(): return float(learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=SuggestionMethod.Valley).valley)
 
-# %% ../nbs/07_train.ipynb #b14b4993
+# %% ../nbs/07_train.ipynb #d0ea5f9a
+def _wandb(folder, info):
+    import wandb
+    from fastai.callback.wandb import WandbCallback
+    class WeightsAndBiases(WandbCallback):
+        "fastai's; what describes the training is `info`, as fastai's own search for it does not know our callbacks"
+        def before_fit(self):
+            self.learn.gather_args = dict
+            super().before_fit()
+    if not wandb.run: wandb.init(project='oct_classify', dir=str(folder), config=info)
+    return WeightsAndBiases(log_preds=False)
+
+def _tensorboard(folder):
+    from fastai.callback.tensorboard import TensorBoardCallback
+    class Board(TensorBoardCallback):
+        "fastai's, with the numbers that change"
+        def after_batch(self):
+            if not self.training: return
+            self.writer.add_scalar('train_loss', self.smooth_loss, self.train_iter)
+            for i,h in enumerate(self.opt.hypers): self.writer.add_scalar(f'lr_{i}', h['lr'], self.train_iter)
+    return Board(Path(folder)/'tensorboard', trace_model=False, log_preds=False)
+
 def loggers(
     names, # of 'tensorboard' and 'wandb'
     folder, # for what they write
@@ -413,14 +434,8 @@ def loggers(
     out = []
     for name in names:
         try:
-            if name == 'tensorboard':
-                from fastai.callback.tensorboard import TensorBoardCallback
-                out.append(TensorBoardCallback(Path(folder)/'tensorboard', trace_model=False, log_preds=False))
-            elif name == 'wandb':
-                import wandb
-                from fastai.callback.wandb import WandbCallback
-                if not wandb.run: wandb.init(project='oct_classify', dir=str(folder), config=info)
-                out.append(WandbCallback(log_preds=False))
+            if name == 'tensorboard': out.append(_tensorboard(folder))
+            elif name == 'wandb': out.append(_wandb(folder, info))
             else: raise OctError(f'There is no logger {name!r}: choose tensorboard or wandb.')
         except ImportError: raise OctError(f'{name} is not installed: pip install {name}.') from None
     return out

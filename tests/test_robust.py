@@ -142,9 +142,9 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='needs POSIX resource limits')
-@pytest.mark.parametrize('limit', [1_000, 200_000])
+@pytest.mark.parametrize('limit', [1_000, 100_000, 20_000_000])
 def test_a_disk_that_fills_up(data, tmp_path, limit):
-    "Writing beyond `limit` bytes fails as on a full disk: once for the table, once for the model"
+    "Writing beyond `limit` bytes fails as on a full disk: once for the table, once for the pixels, once for the model (and before that, harmlessly, for the state of training)"
     got = subprocess.run([sys.executable, '-c', LIMITED, str(limit), 'run', str(data), *RUN, '--out', str(tmp_path/'out'), '--quiet'], capture_output=True, text=True)
     assert got.returncode == 2 and 'The disk is full' in got.stderr and got.stderr.count('\n') == 1, got.stderr
     assert leftovers(tmp_path) == []
@@ -173,7 +173,7 @@ def test_ctrl_c_keeps_what_was_finished(data, tmp_path):
     rest = p.stderr.read()
     p.stderr.close()
     assert p.wait() == 130 and rest.strip().splitlines()[-1].endswith('the same command goes on from there.')
-    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['duplicates.parquet', 'scans.parquet', 'split.csv'] and 'Traceback' not in rest
+    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['checkpoints', 'duplicates.parquet', 'history.csv', 'pixels', 'scans.parquet', 'split.csv'] and 'Traceback' not in rest
 
 
 def test_stale_or_foreign_table(cli, data, tmp_path):

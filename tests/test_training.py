@@ -1,0 +1,247 @@
+"Training survives what happens to it: killed, stopped, dealt out to two processes; and memory does not grow with the data."
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from oct_classify.data import scan_table
+from oct_classify.phantom import phantom_folder
+from oct_classify.split import split_table
+
+SMALL = ('--arch', 'test_resnet', '--weights', 'none', '--size', '64', '--precision', 'fp32')
+posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return phantom_folder(tmp_path_factory.mktemp('scans'), 6, 2, 2, shape=(124, 128))
+
+
+def work(data, table, out, every):
+    "One training in a process of its own; its weights end up in `out`"
+    import torch
+    from functools import partial
+    from oct_classify import train as room
+    from oct_classify.core import atomic_write, quiet
+    torch.set_num_threads(1)
+    quiet()
+    room.Checkpoint = partial(room.Checkpoint, every=every)
+    t = room.train(table, data, 'test_resnet', 64, weights='none', seed=5, out=out, epochs=6, bs=8, average=.5, best=True, precision='fp32')
+    with atomic_write(out/'final.npy', 'wb') as f: np.save(f, np.concatenate([p.numpy().ravel() for p in t.net.state_dict().values()]))
+
+
+@posix
+def test_killed_at_twenty_random_moments(data, tmp_path):
+    "kill -9 during training, twenty times; what goes on from there ends with the weights of a training that was left alone, bit for bit"
+    table = split_table(scan_table(data))
+    ctx = multiprocessing.get_context('forkserver') # imports are done once
+    ctx.set_forkserver_preload(['oct_classify.train'])
+    begin = lambda out, every: (p := ctx.Process(target=work, args=(data, table, out, every))).start() or p
+    for o in ('alone', 'warm'): (tmp_path/o).mkdir()
+    begin(tmp_path/'warm', 600.).join()
+    t = time.time()
+    begin(tmp_path/'alone', 600.).join()
+    took = time.time()-t
+    want = np.load(tmp_path/'alone/final.npy')
+    rng, kills, round_, states = random.Random(0), 0, 0, set()
+    while kills < 20:
+        round_ += 1
+        out = tmp_path/f'round{round_}'
+        out.mkdir()
+        while kills < 20 and not (out/'final.npy').exists():
+            p = begin(out, rng.choice((600., .1, 0.)))
+            p.join(rng.uniform(.1, 1)*took)
+            if p.is_alive():
+                p.kill()
+                kills += 1
+            p.join()
+            states.update(f.stem for f in (out/'checkpoints').glob('*-*.pt'))
+        begin(out, 600.).join()
+        assert np.array_equal(np.load(out/'final.npy'), want), round_
+    inside = {s for s in states if not s.endswith('-0000000')}
+    print(f'{kills} kills in {round_} trainings; states seen after them: {len(states)}, of which {len(inside)} within an epoch')
+    assert len(states) > 3 and inside
+
+
+def start(*argv): return subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, argv)], stderr=subprocess.PIPE, text=True)
+
+
+def until(p, word):
+    "Read what a process says until a line holds `word`"
+    for line in p.stderr:
+        if word in line: return line
+
+
+@posix
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_training_goes_on(cli, data, tmp_path, sig):
+    "Ctrl-C, or a cluster's SIGTERM: one sentence; the same command goes on, and ends with the figures of one that was not stopped"
+    args = ('run', data, *SMALL, '--epochs', '12', '--bs', '8')
+    p = start(*args, '--out', tmp_path/'stopped')
+    until(p, 'Epoch 2/')
+    p.send_signal(sig)
+    rest = p.stderr.read()
+    p.stderr.close()
+    assert p.wait() == 130 and rest.strip().splitlines()[-1].endswith('the same command goes on from there.') and 'Traceback' not in rest
+    left = sorted(o.name for o in (tmp_path/'stopped').iterdir())
+    assert left == ['checkpoints', 'duplicates.parquet', 'history.csv', 'pixels', 'scans.parquet', 'split.csv']
+    code, _, err = cli(*args, '--out', tmp_path/'stopped')
+    assert code == 0 and 'Going on after epoch' in err and 'Epoch 2/' not in err
+    assert not (tmp_path/'stopped/checkpoints').exists() # a finished training needs none
+    assert cli(*args, '--out', tmp_path/'alone', '--quiet')[0] == 0
+    a, b = [load_file(tmp_path/o/'bundle/model.safetensors') for o in ('stopped', 'alone')]
+    assert all(np.array_equal(a[k], b[k]) for k in b)
+    h = pd.read_csv(tmp_path/'stopped/history.csv')
+    assert h.epoch.tolist() == list(range(1, 13))
+
+
+def test_states_of_another_training_are_not_used(cli, data, tmp_path):
+    from oct_classify import checkpoint as ck
+    args = ('train', data, *SMALL, '--bs', '8', '--out', tmp_path)
+    real = ck.save_state
+
+    def stop(folder, at, state):
+        real(folder, at, state)
+        raise ck.Stopped
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(ck, 'save_state', stop)
+        assert cli(*args, '--epochs', '3')[0] == 130
+    assert 'Going on' not in cli(*args, '--epochs', '2')[2]
+
+
+def test_no_resume_begins_anew(cli, data, tmp_path):
+    from oct_classify import checkpoint as ck
+    real = ck.save_state
+
+    def stop(folder, at, state):
+        real(folder, at, state)
+        raise ck.Stopped
+    args = ('train', data, *SMALL, '--epochs', '2', '--bs', '8', '--out', tmp_path)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(ck, 'save_state', stop)
+        assert cli(*args)[0] == 130
+    code, _, err = cli(*args, '--no-resume')
+    assert code == 0 and 'Going on' not in err and 'Epoch 1/2' in err
+
+
+def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
+    "One sentence, exit code 2, and the last good state at hand"
+    from fastai.vision.all import Callback
+    from oct_classify import train as room
+
+    class Poison(Callback):
+        def after_pred(self):
+            if self.epoch == 1: self.learn.pred = self.pred*float('nan')
+    monkeypatch.setattr(room, 'loggers', lambda *a: [Poison()])
+    code, _, err = cli('train', data, *SMALL, '--epochs', '3', '--out', tmp_path)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and 'not a number any more in epoch 2' in last and '00001-0000000.pt' in last and 'Traceback' not in err, err
+    assert (tmp_path/'checkpoints/00001-0000000.pt').exists() and not (tmp_path/'bundle').exists()
+
+
+def test_too_large_a_batch(cli, data, tmp_path, monkeypatch):
+    "Out of memory: the batch size that fits, in one sentence"
+    import torch
+    from oct_classify.network import Pixels
+    real = Pixels.forward
+
+    def full(self, x):
+        if len(x) > 10: raise torch.OutOfMemoryError('CUDA out of memory')
+        return real(self, x)
+    monkeypatch.setattr(Pixels, 'forward', full)
+    code, _, err = cli('train', data, *SMALL, '--epochs', '1', '--bs', '32', '--out', tmp_path)
+    assert code == 2 and 'use --bs 8, which does' in err and 'Traceback' not in err, err
+
+
+def test_two_processes(cli, tmp_path, offline):
+    "accelerate with two CPU processes (gloo): the same steps on the same scans, hence the same result within noise"
+    pytest.importorskip('accelerate')
+    data = phantom_folder(tmp_path/'scans', 16, 4, 2, shape=(124, 128))
+    args = ('train', data, '--arch', offline, '--size', '64', '--epochs', '3', '--bs', '32', '--lr', '0.0003')
+    launch = [sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'oct_classify.cli']
+    got = subprocess.run([*launch, *map(str, args), '--out', str(tmp_path/'two')], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    assert got.returncode == 0, got.stderr
+    assert got.stderr.count('Epoch 3/3') == 1 # one process speaks
+    assert cli(*args, '--out', tmp_path/'one')[0] == 0
+    one, two = [pd.read_csv(tmp_path/o/'history.csv').iloc[-1] for o in ('one', 'two')]
+    print('one process:', one.to_dict(), 'two:', two.to_dict())
+    assert abs(one.train_loss-two.train_loss) < .05 and abs(one.valid_loss-two.valid_loss) < .2*one.valid_loss
+    a, b = [load_file(tmp_path/o/'bundle/model.safetensors') for o in ('one', 'two')]
+    start = load_start(offline)
+    moved = lambda m: np.concatenate([(m[k]-start[k]).ravel() for k in start if m[k].dtype == np.float32 and k.startswith('body') and k.endswith('weight')])
+    assert np.corrcoef(moved(a), moved(b))[0, 1] > .5 # both went the same way from ImageNet's weights
+    config = json.loads((tmp_path/'two/bundle/config.json').read_text())
+    assert config['recipe']['bs'] == 32
+
+
+def load_start(arch):
+    from oct_classify.network import pretrained
+    return {k: v.numpy() for k, v in pretrained(arch, 4, 64)[0].state_dict().items()}
+
+
+def test_tensorboard(cli, data, tmp_path):
+    pytest.importorskip('tensorboard')
+    code, _, err = cli('train', data, *SMALL, '--epochs', '1', '--out', tmp_path, '--log', 'tensorboard')
+    assert code == 0, err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    e = EventAccumulator(str(tmp_path/'tensorboard'))
+    e.Reload()
+    assert {'train_loss', 'valid_loss', 'accuracy'} <= set(e.Tags()['scalars'])
+
+
+def test_weights_and_biases(cli, data, tmp_path, monkeypatch):
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    code, _, err = cli('train', data, *SMALL, '--epochs', '1', '--out', tmp_path, '--log', 'wandb')
+    assert code == 0 and list((tmp_path/'wandb').glob('offline-run-*')), err
+
+
+def test_damaged_pack_is_made_anew(cli, data, tmp_path):
+    args = ('train', data, *SMALL, '--epochs', '1', '--out', tmp_path, '--quiet')
+    assert cli(*args)[0] == 0
+    f = tmp_path/'pixels/pixels.npy'
+    whole = f.read_bytes()
+    f.write_bytes(whole[:1000])
+    (tmp_path/'bundle/config.json').unlink()
+    assert cli(*args) == (0, '', '')
+    assert f.read_bytes() == whole
+
+
+MEMORY = '''
+import json, resource, sys
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from oct_classify.data import save_table
+from oct_classify.pack import *
+from oct_classify.pack import _header
+d,n = Path(sys.argv[1]),int(sys.argv[2])
+block = np.random.default_rng(0).integers(0, 255, (500, 224, 224), dtype=np.uint8)
+with open(d/'pixels.npy', 'wb') as f:
+    f.write(_header(n, (224, 224)))
+    for _ in range(n//500): f.write(block)
+t = pd.DataFrame(dict(path=[f'{i}' for i in range(n)], sha256=[f'{i}' for i in range(n)], label='CNV', error=''))
+save_table(t, d/'pack.parquet')
+(d/'pack.json').write_text(json.dumps(dict(key='', size=[224, 224], view='whole')))
+p = open_pack(d)
+p.budget = 2**26
+dls = packed_loaders(p, t, t[:8], ('CNV',), 64)
+list(zip(range(20), dls.train))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert sum(len(x) for x,_ in dls.train.new(augment=None)) == n//64*64
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024)
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='counts resident memory as Linux does')
+def test_memory_does_not_grow_with_the_pack(tmp_path):
+    "An epoch over 500 MB of pixels with 64 MB that may stay mapped"
+    grown = float(subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, str(tmp_path), '10000'], check=True, capture_output=True, text=True).stdout)
+    assert grown < 150, f'{grown:.0f} MB more'
