@@ -103,7 +103,7 @@ def our_learner(table, root, size=224):
     keep_memory()
     dev = this_device()
     net = to_device_fast(network('resnet50' if dev.type == 'cuda' else FALLBACK, size=size), dev)
-    recipe = Recipe(bs=64 if dev.type == 'cuda' else Recipe.bs)
+    recipe = Recipe().on(dev)
     dls = packed_loaders(pack(table, root, None, size), table, table[:8], bs=recipe.bs, device=dev)
     learn = oct_learner(dls, net, recipe)
     learn.add_cbs(callbacks(recipe, net, dls))

@@ -116,7 +116,7 @@ class Checkpoint(Callback):
         request:dict, # data and options that decide the training
         asked=lambda: False, # has somebody asked to stop? see `stop_signals`
         every:float=600., # seconds between two states within an epoch
-        resume:bool=True, # False: leave what is there alone and begin anew
+        resume:bool=True, # False: remove what is there and begin anew
     ):
         self.folder,self.request,self.asked,self.every = Path(folder),request,asked,every
         self.state = newest(folder, request) if resume else None

@@ -478,7 +478,7 @@ def _add_recipe(g):
     add = lambda name, **kw: g.add_argument(name, default=argparse.SUPPRESS, **kw)
     add('--epochs', type=_whole, help='of all layers, after the head (4); 0: the head alone')
     add('--freeze', dest='epochs', action='store_const', const=0, help='the head alone on frozen features: a minute on a CPU')
-    add('--bs', type=_whole, help='scans per step, over all processes (16)')
+    add('--bs', type=_whole, help='scans per step, over all processes (16 on a CPU, 64 on a GPU)')
     add('--lr', type=_number, help='learning rate at its peak (0.001)')
     add('--balance', choices=('loss', 'prior', 'none'), help='how classes of different size are weighed (loss)')
     add('--mix', choices=('none', 'mixup', 'cutmix'), help='mix pairs of training scans (none)')

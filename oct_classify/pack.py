@@ -293,6 +293,7 @@ class PackedDL(DataLoader):
         self.at,self.first = self.first,0
         cuda = self.device is not None and self.device.type == 'cuda'
         def fetch(i):
+            if cuda and self.device.index is not None: torch.cuda.set_device(self.device) # a thread begins on the first GPU
             b = self.dataset.batch(idxs[i:i+self.bs], pin=cuda)
             return tuple(o.to(self.device, non_blocking=True) for o in b) if cuda else b
         yield from ahead(fetch, starts)

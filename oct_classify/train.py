@@ -12,7 +12,7 @@ __all__ = ['AdamW', 'Recipe', 'precision_for', 'Precision', 'keep_memory', 'to_d
 
 # %% ../nbs/07_train.ipynb #8d9a552f
 import contextlib, ctypes, math, sys, tempfile, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from .split import check_split
 class Recipe:
     "How a network is trained"
     epochs:int=4 # of all layers, after the head; 0: the head alone
-    bs:int=16 # scans per step, over all processes together
+    bs:int|None=None # scans per step, over all processes together; None: 16 on a CPU, 64 on a GPU
     lr:float=1e-3 # of the head at its peak
     body:float=1/3 # share of `lr` that the body gets
     augment:Augment|None=Augment()
@@ -57,7 +57,10 @@ class Recipe:
         for k,of in (('balance', ('loss', 'prior', 'none')), ('mix', ('none', 'mixup', 'cutmix')), ('precision', ('auto', 'fp32', 'bf16', 'fp16'))):
             if getattr(self, k) not in of: raise OctError(f'{k} can not be {getattr(self, k)!r}: choose one of {", ".join(of)}.')
         for k,low,high in (('epochs', 0, 10_000), ('bs', 2, 100_000), ('lr', 1e-8, 10), ('smoothing', 0, .9), ('average', 0, 1000), ('small', 0, 1)):
-            if not low <= getattr(self, k) <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
+            if not low <= (getattr(self, k) or low) <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
+    def on(self, device):
+        "The recipe with what depends on the device filled in"
+        return replace(self, bs=self.bs or (64 if torch.device(device).type == 'cuda' else 16))
 
 # %% ../nbs/07_train.ipynb #88742349
 def _has_bf16():
@@ -472,15 +475,16 @@ def train(
     set_seed(seed)
     net,info = pretrained(arch, len(classes), size, weights)
     n,dev = table.split.value_counts(),this_device()
+    recipe = recipe.on(dev)
     announce(to_device_fast(net, dev), info['arch'], as_size(size), n['train'], n.get('valid', 0)+n.get('test', 0), recipe.epochs)
     dls = _sides(table, root, size, view, classes, recipe, seed, out, dev)
     info |= dict(classes=list(classes), size=list(as_size(size)), view=view, seed=seed, device=dev.type, **_described(recipe, net, dev))
     request = _request(dls.train_ds.packed, table, info)
-    folder = checkpoints or (checkpoint_folder(out, request) if out else None)
+    folder = Path(checkpoints)/fingerprint(request) if checkpoints else checkpoint_folder(out, request) if out else None
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
     if recipe.balance == 'prior': without_prior(net, dls.train_ds.y)
     info |= dict(seconds=round(time.time()-begun, 1), **_statistics(dls.train_ds))
-    return Trained(net.cpu().eval(), info, history, folder and Path(folder))
+    return Trained(net.cpu().eval(), info, history, folder)
 
 def _sides(table, root, size, view, classes, recipe, seed, out, dev):
     "Packed pixels of both sides as `DataLoaders`"
