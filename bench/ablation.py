@@ -26,9 +26,9 @@ from oct_classify.pack import Augment
 from oct_classify.predict import OctModel
 from oct_classify.split import components
 
-LIGHT = Augment(rotate=5., zoom=.05, shift=.03, brightness=.05, contrast=.1, speckle=.05, erase=0.)
+STRONG = Augment(rotate=10., zoom=.1, shift=.06, brightness=.1, contrast=.2, speckle=.15, erase=.2)
 VARIANTS = dict(base={}, no_augment=dict(augment=None), average=dict(average=.5), best=dict(best=True), small=dict(small=.5), smoothing=dict(smoothing=.1), mixup=dict(mix='mixup'),
-    rare_loss={}, rare_prior=dict(balance='prior'), rare_none=dict(balance='none'), light_augment=dict(augment=LIGHT), uniform_rate=dict(body=1.), no_head_first={}, moving_bn=dict(fixed_bn=False),
+    rare_loss={}, rare_prior=dict(balance='prior'), rare_none=dict(balance='none'), strong_augment=dict(augment=STRONG), uniform_rate=dict(body=1.), no_head_first={}, moving_bn=dict(fixed_bn=False),
     bf16=dict(precision='bf16'), rate_3e4=dict(lr=3e-4), rate_3e3=dict(lr=3e-3), cutmix=dict(mix='cutmix'), epochs_8=dict(epochs=8))
 MIX = dict(CNV=37_205, DME=11_348, DRUSEN=8_616, NORMAL=26_315)
 
@@ -50,10 +50,10 @@ def thinned(df, seed=0):
     return df.loc[np.concatenate([df.index[df.split != 'train'], *keep])].sort_index()
 
 
-def one(name, df, data, size, seed):
+def one(name, df, data, size, seed, strong=False):
     "Predictions of the held-out fold"
     df = thinned(df) if name.startswith('rare_') else df
-    kw = dict(arch='tf_efficientnet_lite0', size=size, seed=seed, **VARIANTS[name])
+    kw = dict(arch='tf_efficientnet_lite0', size=size, seed=seed) | (dict(augment=STRONG) if strong else {}) | VARIANTS[name]
     with patch.object(room, 'fit_head', lambda *a: 0.) if name == 'no_head_first' else nullcontext(): o = room.train(df, data, **kw)
     h = df[df.split == 'test']
     m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))
@@ -79,7 +79,7 @@ def table(out):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('data', type=Path); p.add_argument('--out', type=Path, default=Path('oct-out-ablation')); p.add_argument('--size', default='160')
-    p.add_argument('--folds', type=int, default=5); p.add_argument('--only', default=','.join(VARIANTS)); p.add_argument('--table', action='store_true')
+    p.add_argument('--folds', type=int, default=5); p.add_argument('--strong', action='store_true', help='all variants with the strong augmentation'); p.add_argument('--only', default=','.join(VARIANTS)); p.add_argument('--table', action='store_true')
     a = p.parse_args()
     quiet()
     a.out.mkdir(exist_ok=True, parents=True)
@@ -90,7 +90,7 @@ def main():
             for name in a.only.split(','):
                 f, begun = a.out/f'{name}-{k}.parquet', time.time()
                 if f.exists(): continue
-                o = one(name, df, a.data, a.size, k)
+                o = one(name, df, a.data, a.size, k, a.strong)
                 o.to_parquet(f)
                 print(f'fold {k+1}, {name}: {np.mean(o.predicted == o.label):.1%} ({time.time()-begun:.0f} s)', flush=True)
     print(table(a.out))

@@ -113,7 +113,7 @@ def our_learner(table, root, size=224):
 def train_rates(
     table, root,
     repeat:int=5,
-    steps:int=6, # timed in each run
+    steps:int=3, # of fastai timed in each run, of ours four times as many
 )->dict: # lists of scans per second: ours, fastai
     "Both trainings, in turns, each in a process of its own"
     code = 'import sys, pandas as pd; from oct_classify import bench as b; b.quiet(); print(b.step_rate(getattr(b, sys.argv[1])(pd.read_parquet(sys.argv[2]), sys.argv[3]), int(sys.argv[4])))'

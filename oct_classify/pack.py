@@ -186,13 +186,13 @@ def pack(
 class Augment:
     "Random changes of a batch; each number is the largest change, 0 leaves out that kind"
     flip:float=.5 # probability of mirroring left and right
-    rotate:float=10. # degrees either way
-    zoom:float=.1 # share by which a scan is enlarged or shrunk
-    shift:float=.06 # share of height or width, either way
-    brightness:float=.1 # share of the 255 greys, either way
-    contrast:float=.2 # share of contrast, either way
-    speckle:float=.15 # standard deviation of the multiplicative noise at its strongest
-    erase:float=.2 # probability of losing a rectangle of 2 to 10 % of the area
+    rotate:float=5. # degrees either way
+    zoom:float=.05 # share by which a scan is enlarged or shrunk
+    shift:float=.03 # share of height or width, either way
+    brightness:float=.05 # share of the 255 greys, either way
+    contrast:float=.1 # share of contrast, either way
+    speckle:float=.05 # standard deviation of the multiplicative noise at its strongest
+    erase:float=0. # probability of losing a rectangle of 2 to 10 % of the area
 
     def __call__(self,
         x:torch.Tensor, # (B, H, W) uint8

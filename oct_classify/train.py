@@ -507,15 +507,16 @@ def _request(packed, table, info):
 def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, info):
     "Head, then all layers; the history, where epoch 0 is the head alone"
     begun,history = time.time(),History(out and Path(out)/'history.csv')
-    with stop_signals() as asked:
-        checkpoint = [Checkpoint(folder, request, asked, resume=resume)] if folder and recipe.epochs else []
-        if not random_start and not (checkpoint and checkpoint[0].state):
-            history.add(epoch=0, valid_accuracy=fit_head(learn, net))
-            say(f"Head fitted on frozen features: validation accuracy {history.rows[0]['valid_accuracy']:.1%} ({time.time()-begun:.0f} s)")
-        if not recipe.epochs: return pd.DataFrame(history.rows)
-        if recipe.compile: net.body.compile()
-        cbs = [*callbacks(recipe, net, learn.dls, random_start), history, *checkpoint, *(loggers(log, out or '.', info) if not rank_distrib() else [])]
-        with memory_advice(learn, learn.dls.train.bs, max(num_distrib(), 1)), _several(learn): fine_tune(learn, recipe, cbs)
+    checkpoint = [Checkpoint(folder, request, resume=resume)] if folder and recipe.epochs else []
+    if not random_start and not (checkpoint and checkpoint[0].state):
+        history.add(epoch=0, valid_accuracy=fit_head(learn, net))
+        say(f"Head fitted on frozen features: validation accuracy {history.rows[0]['valid_accuracy']:.1%} ({time.time()-begun:.0f} s)")
+    if not recipe.epochs: return pd.DataFrame(history.rows)
+    if recipe.compile: net.body.compile()
+    cbs = [*callbacks(recipe, net, learn.dls, random_start), history, *checkpoint, *(loggers(log, out or '.', info) if not rank_distrib() else [])]
+    with memory_advice(learn, learn.dls.train.bs, max(num_distrib(), 1)), _several(learn), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
+        for cb in checkpoint: cb.asked = asked # without states there is nothing to end tidily
+        fine_tune(learn, recipe, cbs)
     return pd.DataFrame(history.rows)
 
 def _classes(table): return tuple(c for c in CLASSES if (table.label == c).any()) + tuple(sorted(set(table.label)-set(CLASSES)))

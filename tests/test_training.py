@@ -103,6 +103,21 @@ def test_stopped_training_goes_on(cli, data, tmp_path, sig):
     assert h.epoch.tolist() == list(range(1, 13))
 
 
+@posix
+def test_without_a_folder_ctrl_c_stops_at_once(data):
+    "In memory there is no state to keep: the first Ctrl-C counts, also while the head is fitted"
+    code = f"""if 1:
+        from oct_classify.data import scan_table
+        from oct_classify.split import split_table
+        from oct_classify.train import train
+        train(split_table(scan_table({str(data)!r})), {str(data)!r}, 'test_resnet', 64, weights='none', epochs=10_000)"""
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.PIPE, text=True)
+    until(p, 'Epoch 2/')
+    p.send_signal(signal.SIGINT)
+    try: assert 'KeyboardInterrupt' in p.communicate(timeout=60)[1]
+    finally: p.kill()
+
+
 def test_states_of_another_training_are_not_used(cli, data, tmp_path):
     from oct_classify import checkpoint as ck
     args = ('train', data, *SMALL, '--bs', '8', '--out', tmp_path)
