@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.vision.all import Callback, CancelEpochException, get_model, rank_distrib
+from fastai.vision.all import Callback, CancelEpochException, distrib_barrier, get_model, num_distrib, rank_distrib
 
 from .core import *
 
@@ -40,12 +40,14 @@ class Stopped(KeyboardInterrupt):
     "Training was asked to stop, and its state is kept"
 
 @contextlib.contextmanager
-def stop_signals():
+def stop_signals(
+    again:float=2., # seconds after the first signal from which a second one stops at once; launchers often send two
+):
     "Note SIGINT and SIGTERM instead of dying of them; gives a function that tells whether one has come"
     came = []
     def note(number, frame):
-        if came: raise KeyboardInterrupt
-        came.append(number)
+        if came and time.time()-came[0] >= again: raise KeyboardInterrupt
+        came.append(time.time())
     if threading.current_thread() is not threading.main_thread(): yield lambda: False; return # only there can signals be caught
     old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield lambda: bool(came)
@@ -79,6 +81,7 @@ def newest(
     "Where to go on, or None"
     for f in sorted(Path(folder).glob('*-*.pt'), reverse=True):
         try: s = torch.load(f, map_location='cpu', weights_only=True)
+        except OSError as e: raise OctError(f'The state of training {f} can not be read now ({e.strerror}): try again, or begin anew with --no-resume.') from None
         except Exception: continue # damaged
         if s.get('request') == fingerprint(request): return s
     return None
@@ -87,10 +90,13 @@ def fingerprint(request:dict)->str:
     "A request as 16 hexadecimal digits"
     return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-def clear_states(folder):
-    "Remove all states, and the folder if nothing else is in it"
-    for f in Path(folder).glob('*-*.pt'): f.unlink(missing_ok=True)
-    with contextlib.suppress(OSError): Path(folder).rmdir()
+def clear_states(folder, all:bool=True):
+    "Remove what a killed process left half-written and, with `all`, the states, and the folder if nothing else is in it"
+    folder = Path(folder)
+    for f in [*folder.glob('.*-*.pt.*.part'), *(folder.glob('*-*.pt') if all else [])]: f.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        if folder.parent.name == 'checkpoints': folder.parent.rmdir()
 
 def checkpoint_folder(
     out, # output folder of the training
@@ -98,7 +104,7 @@ def checkpoint_folder(
     drive='/content/drive/MyDrive', # where Colab mounts Google Drive
 )->Path:
     "Google Drive where Colab has mounted it, as the machine's own disk is gone with the machine; else a folder in `out`"
-    return Path(drive)/'oct_classify'/'checkpoints'/fingerprint(request) if Path(drive).is_dir() else Path(out)/'checkpoints'
+    return (Path(drive)/'oct_classify' if Path(drive).is_dir() else Path(out))/'checkpoints'/fingerprint(request)
 
 # %% ../nbs/06b_checkpoint.ipynb #29eeda84
 class NotANumber(OctError):
@@ -121,7 +127,7 @@ class Checkpoint(Callback):
         self.folder,self.request,self.asked,self.every = Path(folder),request,asked,every
         self.state = newest(folder, request) if resume else None
         self.at = self.state['at'] if self.state else (0, 0)
-        if not self.state and rank_distrib() == 0: clear_states(folder)
+        if rank_distrib() == 0: clear_states(folder, all=not resume)
 
     def _others(self): return {type(cb).__name__: cb for cb in self.learn.cbs if hasattr(type(cb), 'to_keep')}
 
@@ -140,7 +146,7 @@ class Checkpoint(Callback):
 
     def before_train(self):
         "In the epoch that was interrupted: the place in it, the schedule, the scaler and the generators"
-        self.done,self.rng = 0,None
+        self.done = 0
         loader = self.learn.dls.train
         loader = getattr(loader, 'dl', loader)
         loader.epoch = self.epoch
@@ -150,23 +156,25 @@ class Checkpoint(Callback):
         self.learn.pct_train,self.learn.train_iter = s['pct_train'],s['train_iter']
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = s['smooth']
         if s['scaler']: self.learn.scaler.load_state_dict(s['scaler'])
-        if self.done: self.rng = s['rng'] # torch's loaders draw a number when an epoch begins, which an interrupted one has done
-        else: set_rng_state(s['rng'])
-
-    def before_batch(self):
-        if self.rng: set_rng_state(self.rng)
-        self.rng = None
+        set_rng_state(s['rng'])
 
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss): self._give_up(f'epoch {self.epoch+1}, batch {self.done+1}')
 
     def after_batch(self):
         self.done += self.training
-        if self.training and self.done == self.n_iter: return # the epoch's end, or validation, is a moment later
-        if self.asked():
+        if self._asked():
             self.save((self.epoch, self.done))
+            distrib_barrier() # none leaves before the first has written
             raise Stopped
         if self.training and time.time()-self.last > self.every: self.save((self.epoch, self.done))
+
+    def _asked(self):
+        "Has somebody asked to stop? Of several processes, any"
+        if num_distrib() <= 1: return self.asked()
+        t = torch.tensor(float(self.asked()), device=self.dls.device)
+        torch.distributed.all_reduce(t, torch.distributed.ReduceOp.MAX)
+        return bool(t)
 
     def after_epoch(self):
         if self.epoch >= self.at[0]: self.save((self.epoch+1, 0))
@@ -184,4 +192,4 @@ class Checkpoint(Callback):
 
     def _give_up(self, where):
         kept = sorted(self.folder.glob('*-*.pt'))
-        raise NotANumber(f'The loss or a weight is not a number any more in {where}, so training was stopped' + (f'; the last good state is {kept[-1]}' if kept else '') + ': choose a smaller --lr or --precision fp32.')
+        raise NotANumber(f'The loss or a weight is not a number any more in {where}, so training was stopped' + (f'; the last good state is {kept[-1]}' if kept else '') + ': begin again with a smaller --lr or with --precision fp32.')

@@ -76,7 +76,7 @@ def train_stage(df, data, out, checkpoints=None, resume=True, log=(), **o):
     request = _request(df, o)
     if model := _kept(out, request):
         say(f'Already trained with this data and these options: {out}/bundle is used as it is (delete it to train again).')
-        return model
+        return None if _rank() else model
     from oct_classify.train import train
     t = train(df, data, o['arch'], o['size'], o['view'], o['weights'], o['seed'], o['policy'] == 'official', out, checkpoints, resume, log, **o['recipe'])
     if _rank(): return None
@@ -575,6 +575,9 @@ def main(
         except OctError as e: why,code = e,2
         except KeyboardInterrupt: why,code = 'Stopped: what was finished is kept, and the same command goes on from there.',130
         except MemoryError: why,code = 'There is not enough memory: choose a smaller --size or a smaller --arch.',2
+        except RuntimeError as e:
+            if type(e).__name__ != 'OutOfMemoryError': raise
+            why,code = 'There is not enough memory on the GPU: choose a smaller --bs, --size or --arch.',2
         except OSError as e:
             if e.errno is None: raise
             why,code = f'{e.filename or "A file"} could not be read or written ({e.strerror}): check disk space and permissions.',2

@@ -10,15 +10,15 @@ __all__ = ['AdamW', 'Recipe', 'precision_for', 'Precision', 'keep_memory', 'to_d
            'in_notebook', 'callbacks', 'fine_tune', 'estimate', 'minutes', 'announce', 'largest_batch', 'memory_advice',
            'this_device', 'suggest_lr', 'loggers', 'Trained', 'train']
 
-# %% ../nbs/07_train.ipynb #8d9a552f
-import contextlib, ctypes, math, sys, tempfile, time
+# %% ../nbs/07_train.ipynb #59877a2d
+import contextlib, ctypes, gc, math, sys, tempfile, time, traceback
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+import timm, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import SuggestionMethod
@@ -57,10 +57,11 @@ class Recipe:
         for k,of in (('balance', ('loss', 'prior', 'none')), ('mix', ('none', 'mixup', 'cutmix')), ('precision', ('auto', 'fp32', 'bf16', 'fp16'))):
             if getattr(self, k) not in of: raise OctError(f'{k} can not be {getattr(self, k)!r}: choose one of {", ".join(of)}.')
         for k,low,high in (('epochs', 0, 10_000), ('bs', 2, 100_000), ('lr', 1e-8, 10), ('smoothing', 0, .9), ('average', 0, 1000), ('small', 0, 1)):
-            if not low <= (getattr(self, k) or low) <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
+            if (v := getattr(self, k)) is not None and not low <= v <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
     def on(self, device):
         "The recipe with what depends on the device filled in"
-        return replace(self, bs=self.bs or (64 if torch.device(device).type == 'cuda' else 16))
+        still = STILL if self.mix != 'none' else None # mixing needs floats
+        return replace(self, bs=self.bs or (64 if torch.device(device).type == 'cuda' else 16), augment=self.augment or still)
 
 # %% ../nbs/07_train.ipynb #88742349
 def _has_bf16():
@@ -85,7 +86,20 @@ class Precision(MixedPrecision):
     def before_fit(self):
         kind,half = self.dls.device.type,self.amp_mode.value == 'fp16'
         self.autocast,self.learn.scaler = torch.autocast(kind, torch.float16 if half else torch.bfloat16),torch.amp.GradScaler(kind, enabled=half)
-        self.scales = []
+        self.scales,self.inside = [],False
+
+    def before_batch(self):
+        super().before_batch()
+        self.inside = True
+
+    def after_loss(self):
+        super().after_loss()
+        self.inside = False
+
+    def leave(self):
+        "After an error in the network: leave the half precision that it happened in"
+        if getattr(self, 'inside', False): self.autocast.__exit__(None, None, None)
+        self.inside = False
 
 # %% ../nbs/07_train.ipynb #94a1e9fc
 def keep_memory()->bool: # was it done?
@@ -138,35 +152,48 @@ def oct_learner(
     learn.freeze()
     return learn
 
-# %% ../nbs/07_train.ipynb #6bf2a5ff
+# %% ../nbs/07_train.ipynb #5d668cab
+def _half(device, precision):
+    "Autocast in that precision, or not at all"
+    return torch.autocast(torch.device(device).type, torch.float16 if precision == 'fp16' else torch.bfloat16, enabled=precision != 'fp32')
+
+def _is_full(e):
+    "Is this error about memory?"
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and ("can't allocate memory" in str(e) or 'not enough memory' in str(e))
+
 @torch.inference_mode()
 def features(
     net:nn.Sequential,
     scans:PackedScans,
     bs:int|None=None, # None: 32 on a CPU, 256 on a GPU
     mirror:bool=False, # of the mirror image
+    precision:str='fp32', # on a GPU
 )->torch.Tensor: # (N, channels) float, on the CPU
     "What the head sees of each scan"
     dev = next(net.parameters()).device
     net.eval()
-    out,bs = [],bs or (32 if dev.type == 'cpu' else 256)
-    half = precision_for(net, dev) if dev.type == 'cuda' else 'fp32'
-    with torch.autocast(dev.type, dict(fp16=torch.float16).get(half, torch.bfloat16), enabled=half != 'fp32'):
-        for x,_ in progress(PackedDL(scans, bs, device=dev), -(-len(scans)//bs), 'Reading features'): out.append(net[:3](x.flip(-1) if mirror else x).float().cpu())
-    return torch.cat(out)
+    bs = bs or (32 if dev.type == 'cpu' else 256)
+    def read(bs): return torch.cat([net[:3](x.flip(-1) if mirror else x).float().cpu() for x,_ in progress(PackedDL(scans, bs, device=dev), -(-len(scans)//bs), 'Reading features')])
+    with _half(dev, precision if dev.type == 'cuda' else 'fp32'):
+        while True:
+            try: return read(bs)
+            except Exception as e:
+                if not _is_full(e) or bs == 1: raise
+            bs //= 2 # less at a time, where memory does not suffice
 
 def fit_head(
     learn:Learner, # from `oct_learner`
     net:nn.Sequential, # its network
     epochs:int=30,
     lr:float=1e-2,
+    precision:str='fp32', # on a GPU
 )->float: # validation accuracy
     "Fit the head alone on cached features of the frozen body"
     t,v = learn.dls.train_ds,learn.dls.valid_ds
-    ft = torch.cat([features(net, t), features(net, t, mirror=True)])
+    ft = torch.cat([features(net, t, mirror=m, precision=precision) for m in (False, True)])
     y = torch.from_numpy(t.y).repeat(2)
     dls = DataLoaders(DataLoader(TensorDataset(ft, y), bs=64, shuffle=True, drop_last=len(ft) > 64, num_workers=0),
-                      DataLoader(TensorDataset(features(net, v), torch.from_numpy(v.y)), bs=256, num_workers=0), device=learn.dls.device)
+                      DataLoader(TensorDataset(features(net, v, precision=precision), torch.from_numpy(v.y)), bs=256, num_workers=0), device=learn.dls.device)
     head = Learner(dls, net.head, loss_func=learn.loss_func, wd=.01, metrics=accuracy)
     with head.no_bar(), head.no_logging(): head.fit_one_cycle(epochs, lr)
     return head.recorder.values[-1][-1]
@@ -182,8 +209,10 @@ class History(Callback):
     def add(self, **row):
         "Add a row and write the file"
         self.rows.append(row)
-        if self.file and not rank_distrib():
+        if not self.file or rank_distrib(): return
+        try:
             with atomic_write(self.file) as f: pd.DataFrame(self.rows).to_csv(f, index=False, float_format='%.6g')
+        except OctError as e: say(f'The history could not be written, and training goes on: {e}')
 
     def before_epoch(self): self.begun = time.time()
     def after_epoch(self):
@@ -266,8 +295,12 @@ def fine_tune(
 ):
     "All layers, one cycle"
     learn.unfreeze()
-    with learn.no_logging() if not in_notebook() else contextlib.nullcontext():
-        learn.fit_one_cycle(recipe.epochs, slice(recipe.lr*recipe.body, recipe.lr) if recipe.body < 1 else recipe.lr, cbs=list(cbs))
+    try:
+        with learn.no_logging() if not in_notebook() else contextlib.nullcontext():
+            learn.fit_one_cycle(recipe.epochs, slice(recipe.lr*recipe.body, recipe.lr) if recipe.body < 1 else recipe.lr, cbs=list(cbs))
+    finally:
+        for cb in cbs:
+            if isinstance(cb, Precision): cb.leave()
 
 # %% ../nbs/07_train.ipynb #f7272697
 def _per_scan(net, size, bs=4, half='fp32'):
@@ -283,7 +316,7 @@ def _per_scan(net, size, bs=4, half='fp32'):
         wait()
         return (time.perf_counter()-t)/bs
     def step():
-        with torch.autocast(dev.type, torch.float16 if half == 'fp16' else torch.bfloat16, enabled=half != 'fp32'): z = net(x)
+        with _half(dev, half): z = net(x)
         z.float().sum().backward()
     net.eval()
     with torch.no_grad(): fwd = timed(lambda: net(x))
@@ -322,11 +355,7 @@ def _announce(net, arch, size, n_train, n_other, epochs, limit):
     say(line)
     return s
 
-# %% ../nbs/07_train.ipynb #52e1eddc
-def _is_full(e):
-    "Is this error about memory?"
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
-
+# %% ../nbs/07_train.ipynb #17034e90
 def largest_batch(
     step, # does a training step with so many scans
     bs:int, # that did not fit
@@ -346,18 +375,21 @@ def memory_advice(
     learn:Learner,
     bs:int, # scans per step of this process
     processes:int=1,
+    precision:str='fp32',
 ):
     "Turn running out of memory into an `OctError` with the batch size that fits"
     try: yield
     except Exception as e:
         if not _is_full(e): raise
+        traceback.clear_frames(e.__traceback__) # they hold the step that did not fit
     else: return
     learn.opt.zero_grad()
+    for k in ('xb', 'yb', 'pred', 'loss', 'loss_grad', 'dl'): setattr(learn, k, None)
+    gc.collect()
     net = get_model(learn.model)
     def step(n):
         x = torch.zeros(n, *learn.dls.train_ds.packed.size, dtype=torch.uint8, device=learn.dls.device)
-        half = precision_for(net, learn.dls.device)
-        with torch.autocast(x.device.type, torch.float16 if half == 'fp16' else torch.bfloat16, enabled=half != 'fp32'): loss = net(x).float().sum()
+        with _half(x.device, precision): loss = net(x).float().sum()
         loss.backward()
         net.zero_grad(set_to_none=True)
     fits = largest_batch(step, bs)*processes
@@ -369,6 +401,9 @@ def _sharded(dl, rank, world):
     from fastai.distributed import DistributedDL
     class Sharded(DistributedDL):
         "fastai's, but each process draws the same order from the seed"
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.fake_l.generator = torch.Generator()
         def _broadcast(self, t, rank): return t
         def get_idxs(self):
             idxs,n = self.dl.get_idxs(),self.bs*world
@@ -387,14 +422,26 @@ def this_device():
     "The GPU of this process, or the CPU"
     if num_distrib() > 1:
         from accelerate import PartialState
-        return PartialState().device
+        return PartialState(cpu=not torch.cuda.is_available()).device
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+def _unused(net, size):
+    "Has the network weights that its answer does not depend on? Some of timm's have, and gradients must not be waited for"
+    dev = next(net.parameters()).device
+    with torch.random.fork_rng(): net.eval()(torch.zeros(2, *size, dtype=torch.uint8, device=dev)).sum().backward()
+    missing = any(p.grad is None for p in net.parameters() if p.requires_grad)
+    net.zero_grad(set_to_none=True)
+    return missing
 
 def _several(learn):
     "fastai's context for several processes, or none"
     if num_distrib() <= 1: return contextlib.nullcontext()
+    from accelerate import DistributedDataParallelKwargs
+    learn.unfreeze()
+    unused = _unused(learn.model, learn.dls.train_ds.packed.size)
     learn.dls.loaders = [_sharded(dl, rank_distrib(), num_distrib()) for dl in learn.dls.loaders]
-    return learn.distrib_ctx(sync_bn=learn.dls.device.type == 'cuda') # gloo has no synchronised batch norm
+    if learn.dls.device.type == 'cuda': learn.model = timm.layers.convert_sync_batchnorm(learn.model) # torch's own would drop the activations that timm puts into batch norm
+    return learn.distrib_ctx(sync_bn=False, mixed_precision='no', kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
 
 # %% ../nbs/07_train.ipynb #bdc60e1e
 def suggest_lr(
@@ -478,7 +525,7 @@ def train(
     recipe = recipe.on(dev)
     announce(to_device_fast(net, dev), info['arch'], as_size(size), n['train'], n.get('valid', 0)+n.get('test', 0), recipe.epochs)
     dls = _sides(table, root, size, view, classes, recipe, seed, out, dev)
-    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, seed=seed, device=dev.type, **_described(recipe, net, dev))
+    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, seed=seed, device=dev.type, processes=max(num_distrib(), 1), **_described(recipe, net, dev))
     request = _request(dls.train_ds.packed, table, info)
     folder = Path(checkpoints)/fingerprint(request) if checkpoints else checkpoint_folder(out, request) if out else None
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
@@ -491,7 +538,7 @@ def _sides(table, root, size, view, classes, recipe, seed, out, dev):
     t,v = [table[table.split == s] for s in ('train', 'valid')]
     packed = pack(pd.concat([t, v]).sort_values('path'), root, out and Path(out)/'pixels', size, view)
     if not len(v): say('No scan is left for validation, so the curve shows training scans.')
-    return packed_loaders(packed, t, v, classes, max(2, recipe.bs//max(num_distrib(), 1)), recipe.augment, seed, rank_distrib(), dev)
+    return packed_loaders(packed, t, v, classes, max(2, recipe.bs//max(num_distrib(), 1)), recipe.augment, seed, rank_distrib(), max(num_distrib(), 1), dev)
 
 def _described(recipe, net, dev):
     "The recipe as it goes into config.json"
@@ -502,19 +549,20 @@ def _described(recipe, net, dev):
 def _request(packed, table, info):
     "What decides the training, for telling whether a state is of this one"
     sides = table[table.split.isin(('train', 'valid'))].sort_values('path')
-    return dict(pixels=packed.key, sides=fingerprint(dict(zip(sides.sha256, sides.label+sides.split))), processes=max(num_distrib(), 1), **info)
+    return dict(pixels=packed.key, sides=fingerprint(dict(zip(sides.sha256, sides.label+sides.split))), **info)
 
 def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, info):
     "Head, then all layers; the history, where epoch 0 is the head alone"
     begun,history = time.time(),History(out and Path(out)/'history.csv')
     checkpoint = [Checkpoint(folder, request, resume=resume)] if folder and recipe.epochs else []
+    half = precision_for(net, learn.dls.device, recipe.precision)
     if not random_start and not (checkpoint and checkpoint[0].state):
-        history.add(epoch=0, valid_accuracy=fit_head(learn, net))
+        history.add(epoch=0, valid_accuracy=fit_head(learn, net, precision=half))
         say(f"Head fitted on frozen features: validation accuracy {history.rows[0]['valid_accuracy']:.1%} ({time.time()-begun:.0f} s)")
     if not recipe.epochs: return pd.DataFrame(history.rows)
     if recipe.compile: net.body.compile()
     cbs = [*callbacks(recipe, net, learn.dls, random_start), history, *checkpoint, *(loggers(log, out or '.', info) if not rank_distrib() else [])]
-    with memory_advice(learn, learn.dls.train.bs, max(num_distrib(), 1)), _several(learn), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
+    with memory_advice(learn, learn.dls.train.bs, max(num_distrib(), 1), half), _several(learn), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
         for cb in checkpoint: cb.asked = asked # without states there is nothing to end tidily
         fine_tune(learn, recipe, cbs)
     return pd.DataFrame(history.rows)

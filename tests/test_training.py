@@ -63,7 +63,8 @@ def test_killed_at_twenty_random_moments(data, tmp_path):
                 p.kill()
                 kills += 1
             p.join()
-            states.update(f.stem for f in (out/'checkpoints').glob('*-*.pt'))
+            assert p.exitcode in (0, -signal.SIGKILL)
+            states.update(f.stem for f in (out/'checkpoints').glob('*/*-*.pt'))
         begin(out, 600.).join()
         assert np.array_equal(np.load(out/'final.npy'), want), round_
     inside = {s for s in states if not s.endswith('-0000000')}
@@ -129,7 +130,8 @@ def test_states_of_another_training_are_not_used(cli, data, tmp_path):
     with pytest.MonkeyPatch.context() as m:
         m.setattr(ck, 'save_state', stop)
         assert cli(*args, '--epochs', '3')[0] == 130
-    assert 'Going on' not in cli(*args, '--epochs', '2')[2]
+    code, _, err = cli(*args, '--epochs', '2')
+    assert code == 0 and 'Going on' not in err and len(list((tmp_path/'checkpoints').iterdir())) == 1 # the other's states are left alone
 
 
 def test_no_resume_begins_anew(cli, data, tmp_path):
@@ -158,8 +160,8 @@ def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
     monkeypatch.setattr(room, 'loggers', lambda *a: [Poison()])
     code, _, err = cli('train', data, *SMALL, '--epochs', '3', '--out', tmp_path)
     last = err.strip().splitlines()[-1]
-    assert code == 2 and 'not a number any more in epoch 2' in last and '00001-0000000.pt' in last and 'Traceback' not in err, err
-    assert (tmp_path/'checkpoints/00001-0000000.pt').exists() and not (tmp_path/'bundle').exists()
+    assert code == 2 and 'not a number any more in epoch 2' in last and '00001-0000000.pt' in last and 'Traceback' not in err and 'Exception' not in err, err
+    assert list((tmp_path/'checkpoints').glob('*/00001-0000000.pt')) and not (tmp_path/'bundle').exists()
 
 
 def test_too_large_a_batch(cli, data, tmp_path, monkeypatch):
@@ -176,30 +178,63 @@ def test_too_large_a_batch(cli, data, tmp_path, monkeypatch):
     assert code == 2 and 'use --bs 8, which does' in err and 'Traceback' not in err, err
 
 
-def test_two_processes(cli, tmp_path, offline):
-    "accelerate with two CPU processes (gloo): the same steps on the same scans, hence the same result within noise"
+LAUNCH = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'] # what accelerate launch starts; with --cpu it starts one process alone
+
+
+def launched(*argv):
+    "The same with one and with two CPU processes (gloo)"
+    for launch, env in (([sys.executable, '-W', 'ignore'], {}), (LAUNCH, dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true'))):
+        got = subprocess.run([*launch, *map(str, argv)], capture_output=True, text=True, env=dict(os.environ, **env))
+        assert got.returncode == 0, got.stderr
+        yield got
+
+
+PLAIN = """
+import sys
+import numpy as np
+from torch import nn
+from oct_classify import train as room
+from oct_classify.data import scan_table
+from oct_classify.split import split_table
+real = room.pretrained
+def plain(*a):
+    net, info = real(*a)
+    net.head[0], net.head[1] = nn.Identity(), nn.Identity()
+    return net, info
+room.pretrained, room.fit_head = plain, lambda *a, **k: 0.
+d, arch, out = sys.argv[1:]
+t = room.train(split_table(scan_table(d)), d, arch, 64, seed=1, epochs=2, bs=16, augment=None, balance='none')
+if not room.rank_distrib(): np.save(f"{out}{t.info['processes']}.npy", np.concatenate([v.numpy().ravel() for k, v in t.net.state_dict().items() if k.startswith('body') and k.endswith('weight')]))
+"""
+
+
+def test_two_processes_take_the_steps_of_one(data, tmp_path, offline):
+    "Without dropout, augmentation and the head's batch statistics, which differ between processes, both end with the same weights"
+    pytest.importorskip('accelerate')
+    (tmp_path/'plain.py').write_text(PLAIN)
+    list(launched(tmp_path/'plain.py', data, offline, tmp_path/'w'))
+    one, two = [np.load(tmp_path/f'w{n}.npy') for n in (1, 2)]
+    from oct_classify.network import pretrained
+    start = np.concatenate([v.numpy().ravel() for k, v in pretrained(offline, 4, 64)[0].state_dict().items() if k.startswith('body') and k.endswith('weight')])
+    r = np.corrcoef(one-start, two-start)[0, 1]
+    print(f'correlation of how far each weight moved: {r:.4f}; largest difference {abs(one-two).max():.1e}, largest move {abs(one-start).max():.1e}')
+    assert r > .95
+
+
+def test_two_processes(tmp_path, offline):
+    "The command, dealt out: one speaks, one bundle is written, and the result is the same within noise"
     pytest.importorskip('accelerate')
     data = phantom_folder(tmp_path/'scans', 16, 4, 2, shape=(124, 128))
-    args = ('train', data, '--arch', offline, '--size', '64', '--epochs', '3', '--bs', '32', '--lr', '0.0003')
-    launch = [sys.executable, '-W', 'ignore', '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'oct_classify.cli']
-    got = subprocess.run([*launch, *map(str, args), '--out', str(tmp_path/'two')], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
-    assert got.returncode == 0, got.stderr
-    assert got.stderr.count('Epoch 3/3') == 1 # one process speaks
-    assert cli(*args, '--out', tmp_path/'one')[0] == 0
-    one, two = [pd.read_csv(tmp_path/o/'history.csv').iloc[-1] for o in ('one', 'two')]
-    print('one process:', one.to_dict(), 'two:', two.to_dict())
-    assert abs(one.train_loss-two.train_loss) < .05 and abs(one.valid_loss-two.valid_loss) < .2*one.valid_loss
-    a, b = [load_file(tmp_path/o/'bundle/model.safetensors') for o in ('one', 'two')]
-    start = load_start(offline)
-    moved = lambda m: np.concatenate([(m[k]-start[k]).ravel() for k in start if m[k].dtype == np.float32 and k.startswith('body') and k.endswith('weight')])
-    assert np.corrcoef(moved(a), moved(b))[0, 1] > .5 # both went the same way from ImageNet's weights
-    config = json.loads((tmp_path/'two/bundle/config.json').read_text())
-    assert config['recipe']['bs'] == 32
-
-
-def load_start(arch):
-    from oct_classify.network import pretrained
-    return {k: v.numpy() for k, v in pretrained(arch, 4, 64)[0].state_dict().items()}
+    args = ('-m', 'oct_classify.cli', 'train', data, '--arch', offline, '--size', '96', '--epochs', '4', '--bs', '32', '--smoothing', '0.2')
+    rows, configs = [], []
+    for got in launched(*args, '--out', tmp_path/'out'):
+        assert got.stderr.count('Epoch 4/4') == 1
+        rows.append(pd.read_csv(tmp_path/'out/history.csv').iloc[-1])
+        configs.append(json.loads((tmp_path/'out/bundle/config.json').read_text()))
+        (tmp_path/'out/bundle/config.json').unlink()
+    assert [(c['processes'], c['recipe']['bs']) for c in configs] == [(1, 32), (2, 32)]
+    print('one process:', rows[0].to_dict(), 'two:', rows[1].to_dict())
+    assert abs(rows[0].train_loss-rows[1].train_loss) < .15 and abs(rows[0].valid_loss-rows[1].valid_loss) < .6 # two seeds differ by as much
 
 
 def test_tensorboard(cli, data, tmp_path):
