@@ -71,7 +71,6 @@ def main():
     with tempfile.TemporaryDirectory() as d:
         packed = synthetic_pack(Path(d), a.scans, a.size)
         rates = [(rate(packed, a.arch, recipe, a.steps, False), rate(packed, a.arch, recipe, a.steps, True)) for _ in range(a.repeat)]
-        packed.release()
     ours, fixed = [statistics.median(o) for o in zip(*rates)]
     cuda = dev.type == 'cuda'
     out = dict(arch=a.arch, size=a.size, bs=a.bs, precision=precision_for(network(a.arch, size=64), dev), compiled=a.compile, scans_per_second=round(ours, 1), fixed_batch=round(fixed, 1),

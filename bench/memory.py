@@ -2,7 +2,7 @@
 
     python bench/memory.py [--scans 200000] [--size 224] [--arch test_byobnet] [--folder DIR]
 
-Prints the peak resident memory of the process (mapped pages of the pack count while they are mapped) and the scans per second.
+Prints the peak resident memory of the process (mapped pages would count too) and the scans per second.
 The network is tiny, so that what is measured is the feeding; add its own memory for a larger one.
 """
 import argparse
@@ -33,7 +33,6 @@ def main():
         begun = time.time()
         fine_tune(oct_learner(dls, net, recipe), recipe, callbacks(recipe, net, dls, True))
         took = time.time()-begun
-        packed.release()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     print(f'{a.scans:,} scans of {a.size} pixels ({a.scans*a.size**2/1e9:.1f} GB), one epoch: peak resident memory {peak:.2f} GB, {a.scans/took:.0f} scans/s')
 

@@ -39,9 +39,8 @@ class Packed:
     size:tuple # (height, width) in pixels
     view:str # one of `VIEWS`
     key:str='' # what decides the pixels, see `pack_key`
-    map:mmap.mmap|None=None # behind `pixels`
-    budget:int=2**29 # bytes that may stay mapped
-    used:int=0 # bytes mapped since they were last given back
+    file:io.FileIO|None=None # behind mapped `pixels`
+    start:int=0 # where in the file they begin, in bytes
 
     def __len__(self): return len(self.table)
 
@@ -50,15 +49,12 @@ class Packed:
         out:np.ndarray|None=None, # (B, height, width) uint8, to be filled
     )->np.ndarray: # (B, height, width) uint8, a copy
         "Copy rows into memory"
-        out = np.take(self.pixels, rows, 0, out, 'clip')
-        self.used += out.nbytes
-        if self.map and self.used > self.budget: self.release()
+        if self.file is None or not hasattr(os, 'preadv'): return np.take(self.pixels, rows, 0, out, 'clip')
+        if out is None: out = np.empty((len(rows), *self.size), np.uint8)
+        scan = self.size[0]*self.size[1]
+        for r,o in zip(rows, out):
+            if os.preadv(self.file.fileno(), [o], self.start+int(r)*scan) != scan: raise OctError('The packed pixels were cut short while they were in use: run the same command again.')
         return out
-
-    def release(self):
-        "Give mapped memory back to the operating system"
-        if hasattr(self.map, 'madvise') and hasattr(mmap, 'MADV_DONTNEED'): self.map.madvise(mmap.MADV_DONTNEED)
-        self.used = 0
 
     def rows(self,
         df:pd.DataFrame, # rows of a table of the same scans, e.g. one side of a split
@@ -150,12 +146,12 @@ def open_pack(
     try:
         about = json.loads((folder/'pack.json').read_text())
         if key not in (None, about['key']): raise ValueError
-        with open(folder/'pixels.npy', 'rb') as f: m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         table,size = load_table(folder/'pack.parquet'),tuple(about['size'])
-        px = np.frombuffer(m, np.uint8, offset=len(_header(len(table), size))).reshape(-1, *size)
+        start,f = len(_header(len(table), size)),open(folder/'pixels.npy', 'rb', buffering=0)
+        px = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), np.uint8, offset=start).reshape(-1, *size)
         if len(px) != len(table): raise ValueError
     except (OSError, ValueError, KeyError, TypeError): raise OctError(f'{folder} holds no finished pack of these scans: pack them again.') from None
-    return Packed(table, px, size, about['view'], about['key'], m)
+    return Packed(table, px, size, about['view'], about['key'], f, start)
 
 def pack(
     table:pd.DataFrame, # scan table

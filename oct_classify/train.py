@@ -451,7 +451,7 @@ def suggest_lr(
     "The learning rate that fastai's finder suggests (valley); the network is left as it was, and the curve is in `learn.recorder`"
     with tempfile.TemporaryDirectory() as d:
         learn.path = Path(d)
-        with learn.no_bar(): return float(learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=SuggestionMethod.Valley).valley)
+        with learn.no_bar(): return float(learn.lr_find(end_lr=1., num_it=steps, stop_div=False, show_plot=False, suggest_funcs=SuggestionMethod.Valley).valley)
 
 # %% ../nbs/07_train.ipynb #d0ea5f9a
 def _wandb(folder, info):

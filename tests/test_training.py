@@ -281,7 +281,6 @@ t = pd.DataFrame(dict(path=[f'{i}' for i in range(n)], sha256=[f'{i}' for i in r
 save_table(t, d/'pack.parquet')
 (d/'pack.json').write_text(json.dumps(dict(key='', size=[224, 224], view='whole')))
 p = open_pack(d)
-p.budget = 2**26
 dls = packed_loaders(p, t, t[:8], ('CNV',), 64)
 list(zip(range(20), dls.train))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -292,6 +291,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts resident memory as Linux does')
 def test_memory_does_not_grow_with_the_pack(tmp_path):
-    "An epoch over 500 MB of pixels with 64 MB that may stay mapped"
+    "An epoch over 500 MB of pixels"
     grown = float(subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, str(tmp_path), '10000'], check=True, capture_output=True, text=True).stdout)
     assert grown < 150, f'{grown:.0f} MB more'
