@@ -108,6 +108,8 @@ def test_stopped_training_goes_on(cli, data, tmp_path, sig):
 def test_without_a_folder_ctrl_c_stops_at_once(data):
     "In memory there is no state to keep: the first Ctrl-C counts, also while the head is fitted"
     code = f"""if 1:
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background jobs begin with Ctrl-C ignored
         from oct_classify.data import scan_table
         from oct_classify.split import split_table
         from oct_classify.train import train
