@@ -54,7 +54,7 @@ def one(name, df, data, size, seed, strong=False):
     "Predictions of the held-out fold"
     df = thinned(df) if name.startswith('rare_') else df
     kw = dict(arch='tf_efficientnet_lite0', size=size, seed=seed) | (dict(augment=STRONG) if strong else {}) | VARIANTS[name]
-    with patch.object(room, 'fit_head', lambda *a: 0.) if name == 'no_head_first' else nullcontext(): o = room.train(df, data, **kw)
+    with patch.object(room, 'fit_head', lambda *a, **k: 0.) if name == 'no_head_first' else nullcontext(): o = room.train(df, data, **kw)
     h = df[df.split == 'test']
     m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))
     return m.predict([data/q for q in h.path], h.path).assign(label=h.label.values, patient=h.patient.values)

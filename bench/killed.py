@@ -58,7 +58,7 @@ def main():
                     except subprocess.TimeoutExpired:
                         p.kill()
                         kills += 1
-                        moments.append(max((f.stem for f in (out/'checkpoints').glob('*-*.pt')), default='before the first state'))
+                        moments.append(max((f.stem for f in (out/'checkpoints').glob('*/*-*.pt')), default='before the first state'))
                 if p.wait() > 0: sys.exit(''.join(said))
             got = load_file(out/'bundle/model.safetensors')
             rounds.append(all(np.array_equal(got[k], want[k]) for k in want))
