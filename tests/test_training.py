@@ -121,9 +121,8 @@ def test_without_a_folder_ctrl_c_stops_at_once(data):
     finally: p.kill()
 
 
-def test_states_of_another_training_are_not_used(cli, data, tmp_path):
+def stopped_at_its_first_state(cli, *args):
     from oct_classify import checkpoint as ck
-    args = ('train', data, *SMALL, '--bs', '8', '--out', tmp_path)
     real = ck.save_state
 
     def stop(folder, at, state):
@@ -131,22 +130,19 @@ def test_states_of_another_training_are_not_used(cli, data, tmp_path):
         raise ck.Stopped
     with pytest.MonkeyPatch.context() as m:
         m.setattr(ck, 'save_state', stop)
-        assert cli(*args, '--epochs', '3')[0] == 130
+        assert cli(*args)[0] == 130
+
+
+def test_states_of_another_training_are_not_used(cli, data, tmp_path):
+    args = ('train', data, *SMALL, '--bs', '8', '--out', tmp_path)
+    stopped_at_its_first_state(cli, *args, '--epochs', '3')
     code, _, err = cli(*args, '--epochs', '2')
     assert code == 0 and 'Going on' not in err and len(list((tmp_path/'checkpoints').iterdir())) == 1 # the other's states are left alone
 
 
 def test_no_resume_begins_anew(cli, data, tmp_path):
-    from oct_classify import checkpoint as ck
-    real = ck.save_state
-
-    def stop(folder, at, state):
-        real(folder, at, state)
-        raise ck.Stopped
     args = ('train', data, *SMALL, '--epochs', '2', '--bs', '8', '--out', tmp_path)
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(ck, 'save_state', stop)
-        assert cli(*args)[0] == 130
+    stopped_at_its_first_state(cli, *args)
     code, _, err = cli(*args, '--no-resume')
     assert code == 0 and 'Going on' not in err and 'Epoch 1/2' in err
 
