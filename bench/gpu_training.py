@@ -19,24 +19,19 @@ import pandas as pd
 import torch
 
 from oct_classify.bench import step_rate
-from oct_classify.core import quiet
-from oct_classify.data import save_table
+from oct_classify.core import CLASSES, quiet
 from oct_classify.network import network
-from oct_classify.pack import _header, open_pack, packed_loaders
+from oct_classify.pack import _Growing, open_pack, packed_loaders
 from oct_classify.train import Recipe, callbacks, keep_memory, oct_learner, precision_for, this_device, to_device_fast
-
-CLASSES = ('CNV', 'DME', 'DRUSEN', 'NORMAL')
 
 
 def synthetic_pack(folder, n, size):
     "A pack of `n` scans without files"
     block = np.random.default_rng(0).integers(0, 255, (1000, size, size), dtype=np.uint8)
-    with open(folder/'pixels.npy', 'wb') as f:
-        f.write(_header(n, (size, size)))
-        for i in range(0, n, 1000): f.write(block[:n-i])
+    with _Growing(folder, '', n, (size, size)) as g:
+        for i in range(0, n, 1000): g.add(block[:n-i])
     t = pd.DataFrame(dict(path=[f'{i}' for i in range(n)], sha256=[f'{i}' for i in range(n)], label=[CLASSES[i%4] for i in range(n)], error=''))
-    save_table(t, folder/'pack.parquet')
-    (folder/'pack.json').write_text(json.dumps(dict(key='', size=[size, size], view='whole')))
+    g.finish(t, size=(size, size), view='whole')
     return open_pack(folder)
 
 

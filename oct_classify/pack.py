@@ -91,33 +91,34 @@ class _Growing:
         self.key,self.head,self.scan = key,_header(n, size),size[0]*size[1]
         try: old = json.loads(self.note.read_text())
         except (OSError, ValueError): old = {}
-        usable = old.get('key') == key and self.file.exists() and self.file.stat().st_size >= self._end(len(old['whys']))
-        self.whys = old['whys'] if usable else []
-        _room(folder, (n-len(self.whys))*self.scan)
+        usable = old.get('key') == key and self.file.exists() and self.file.stat().st_size >= self._end(old['done'])
+        self.done,self.whys = (old['done'], old['whys']) if usable else (0, {})
+        _room(folder, (n-self.done)*self.scan)
 
     def _end(self, n): return len(self.head)+n*self.scan
 
     def __enter__(self):
-        self.f = open(self.file, 'r+b' if self.whys else 'wb')
-        if not self.whys: self.f.write(self.head)
-        self.f.truncate(self._end(len(self.whys)))
+        self.f = open(self.file, 'r+b' if self.done else 'wb')
+        if not self.done: self.f.write(self.head)
+        self.f.truncate(self._end(self.done))
         self.f.seek(0, os.SEEK_END)
         return self
 
-    def add(self, pixels, whys):
-        "Append a block; it counts once it is on disk"
+    def add(self, pixels, whys=()):
+        "Append a block and the sentences on what could not be read; it counts once it is on disk"
         self.f.write(pixels)
         self.f.flush()
         os.fsync(self.f.fileno())
-        self.whys += whys
-        with atomic_write(self.note) as f: json.dump(dict(key=self.key, whys=self.whys), f)
+        self.whys |= {str(self.done+i): w for i,w in enumerate(whys) if w}
+        self.done += len(pixels)
+        with atomic_write(self.note) as f: json.dump(dict(key=self.key, done=self.done, whys=self.whys), f)
 
     def __exit__(self, *e): self.f.close()
 
     def finish(self, table, **about):
         "Give the parts their final names; `pack.json`, the last, makes them valid"
         (self.folder/'pack.json').unlink(missing_ok=True) # what was there before is no longer vouched for
-        save_table(table.assign(error=np.where(table.error != '', table.error, self.whys)), self.folder/'pack.parquet')
+        save_table(table.assign(error=[self.whys.get(str(i), '') for i in range(len(table))]), self.folder/'pack.parquet')
         os.replace(self.file, self.folder/'pixels.npy')
         with atomic_write(self.folder/'pack.json') as f: json.dump(dict(key=self.key, **about), f)
         self.note.unlink()
@@ -176,7 +177,7 @@ def pack(
         except OctError: pass
         try:
             with _Growing(out, key, len(table), size) as g:
-                for px,whys in _prepared(table, root, size, view, len(g.whys), workers, block): g.add(px, whys)
+                for px,whys in _prepared(table, root, size, view, g.done, workers, block): g.add(px, whys)
             g.finish(table, size=size, view=view)
         except OSError as e: raise _explain(e, out/'pixels.npy') from None
         p = open_pack(out, key)

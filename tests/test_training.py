@@ -264,20 +264,17 @@ def test_damaged_pack_is_made_anew(cli, data, tmp_path):
 
 
 MEMORY = '''
-import json, resource, sys
+import resource, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from oct_classify.data import save_table
 from oct_classify.pack import *
-from oct_classify.pack import _header
+from oct_classify.pack import _Growing
 d,n = Path(sys.argv[1]),int(sys.argv[2])
 block = np.random.default_rng(0).integers(0, 255, (500, 224, 224), dtype=np.uint8)
-with open(d/'pixels.npy', 'wb') as f:
-    f.write(_header(n, (224, 224)))
-    for _ in range(n//500): f.write(block)
+with _Growing(d, '', n, (224, 224)) as g:
+    for _ in range(n//500): g.add(block)
 t = pd.DataFrame(dict(path=[f'{i}' for i in range(n)], sha256=[f'{i}' for i in range(n)], label='CNV', error=''))
-save_table(t, d/'pack.parquet')
-(d/'pack.json').write_text(json.dumps(dict(key='', size=[224, 224], view='whole')))
+g.finish(t, size=(224, 224), view='whole')
 p = open_pack(d)
 dls = packed_loaders(p, t, t[:8], ('CNV',), 64)
 list(zip(range(20), dls.train))
