@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'Stopped', 'stop_signals', 'save_state', 'newest', 'fingerprint', 'clear_states',
-           'checkpoint_folder', 'NotANumber', 'Checkpoint']
+           'checkpoint_folder', 'train_loader', 'NotANumber', 'Checkpoint']
 
 # %% ../nbs/06b_checkpoint.ipynb #67efaa6e
 import contextlib, hashlib, io, json, random, signal, threading, time
@@ -107,6 +107,11 @@ def checkpoint_folder(
     return (Path(drive)/'oct_classify' if Path(drive).is_dir() else Path(out))/'checkpoints'/fingerprint(request)
 
 # %% ../nbs/06b_checkpoint.ipynb #29eeda84
+def train_loader(learn):
+    "The learner's own training loader, also where several processes share it"
+    dl = learn.dls.train
+    return getattr(dl, 'dl', dl)
+
 class NotANumber(OctError):
     "The loss or a weight is not a number any more"
     def __str__(self): return self.why # fastai puts words of its own before a callback's
@@ -147,8 +152,7 @@ class Checkpoint(Callback):
     def before_train(self):
         "In the epoch that was interrupted: the place in it, the schedule, the scaler and the generators"
         self.done = 0
-        loader = self.learn.dls.train
-        loader = getattr(loader, 'dl', loader)
+        loader = train_loader(self.learn)
         loader.epoch = self.epoch
         if not self.state: return
         s,self.state = self.state,None

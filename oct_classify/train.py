@@ -58,10 +58,11 @@ class Recipe:
             if getattr(self, k) not in of: raise OctError(f'{k} can not be {getattr(self, k)!r}: choose one of {", ".join(of)}.')
         for k,low,high in (('epochs', 0, 10_000), ('bs', 2, 100_000), ('lr', 1e-8, 10), ('smoothing', 0, .9), ('average', 0, 1000), ('small', 0, 1)):
             if (v := getattr(self, k)) is not None and not low <= v <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
-    def on(self, device):
-        "The recipe with what depends on the device filled in"
+
+    def on(self, device, net):
+        "The recipe with what depends on device and network filled in"
         still = STILL if self.mix != 'none' else None # mixing needs floats
-        return replace(self, bs=self.bs or (64 if torch.device(device).type == 'cuda' else 16), augment=self.augment or still)
+        return replace(self, bs=self.bs or (64 if torch.device(device).type == 'cuda' else 16), augment=self.augment or still, precision=precision_for(net, device, self.precision))
 
 # %% ../nbs/07_train.ipynb #88742349
 def _has_bf16():
@@ -266,9 +267,8 @@ class Grow(Callback):
     order = 81 # after `Checkpoint`
     def __init__(self, share:float, size): self.share,self.size = share,size
     def before_train(self):
-        loader = self.learn.dls.train
         small = tuple(max(32, round(o/48)*32) for o in self.size)
-        getattr(loader, 'dl', loader).size = small if self.epoch < round(self.share*self.n_epoch) else None
+        train_loader(self.learn).size = small if self.epoch < round(self.share*self.n_epoch) else None
 
 # %% ../nbs/07_train.ipynb #e55124c8
 def in_notebook()->bool:
@@ -330,9 +330,10 @@ def estimate(
     n_train:int, # scans
     n_other:int, # scans in validation and test
     epochs:int,
+    precision:str='fp32', # of the training steps
 )->float: # seconds
     "How long training and evaluation will take on this machine, from two timed batches"
-    fwd,step = _per_scan(net, size, half=precision_for(net, next(net.parameters()).device))
+    fwd,step = _per_scan(net, size, half=precision)
     return 2*fwd*(n_train+n_other) + epochs*(n_train*step + n_other*fwd)
 
 def minutes(seconds:float)->str:
@@ -341,12 +342,12 @@ def minutes(seconds:float)->str:
     if seconds < 90: return f'{seconds:.0f} seconds'
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
-def announce(net, arch, size, n_train, n_other, epochs, limit=1800):
+def announce(net, arch, size, n_train, n_other, epochs, precision='fp32', limit=1800):
     "Say what the work will take and, over `limit` seconds, the faster choice; returns the estimate; draws no random number that others would miss"
-    with torch.random.fork_rng(): return _announce(net, arch, size, n_train, n_other, epochs, limit)
+    with torch.random.fork_rng(): return _announce(net, arch, size, n_train, n_other, epochs, precision, limit)
 
-def _announce(net, arch, size, n_train, n_other, epochs, limit):
-    s = estimate(net, size, n_train, n_other, epochs)
+def _announce(net, arch, size, n_train, n_other, epochs, precision, limit):
+    s = estimate(net, size, n_train, n_other, epochs, precision)
     line = f'Training {arch} on {n_train:,} scans: about {minutes(s)} on this machine.'
     if s > limit:
         fast = estimate(to_device_fast(network(FALLBACK, size=size), next(net.parameters()).device), size, n_train, n_other, epochs) if arch != FALLBACK else s
@@ -417,6 +418,8 @@ def _sharded(dl, rank, world):
         def to_detach(self, b, cpu=True, gather=True):
             return super().to_detach(b, cpu, gather) if not self.dl.drop_last else self._to_detach(b, cpu, gather)
     return Sharded(dl, rank, world)
+
+def _processes(): return max(num_distrib(), 1)
 
 def this_device():
     "The GPU of this process, or the CPU"
@@ -522,10 +525,10 @@ def train(
     set_seed(seed)
     net,info = pretrained(arch, len(classes), size, weights)
     n,dev = table.split.value_counts(),this_device()
-    recipe = recipe.on(dev)
-    announce(to_device_fast(net, dev), info['arch'], as_size(size), n['train'], n.get('valid', 0)+n.get('test', 0), recipe.epochs)
+    recipe = recipe.on(dev, to_device_fast(net, dev))
+    announce(net, info['arch'], as_size(size), n['train'], n.get('valid', 0)+n.get('test', 0), recipe.epochs, recipe.precision)
     dls = _sides(table, root, size, view, classes, recipe, seed, out, dev)
-    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, seed=seed, device=dev.type, processes=max(num_distrib(), 1), **_described(recipe, net, dev))
+    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, seed=seed, device=dev.type, processes=_processes(), **_described(recipe))
     request = _request(dls.train_ds.packed, table, info)
     folder = Path(checkpoints)/fingerprint(request) if checkpoints else checkpoint_folder(out, request) if out else None
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
@@ -538,11 +541,11 @@ def _sides(table, root, size, view, classes, recipe, seed, out, dev):
     t,v = [table[table.split == s] for s in ('train', 'valid')]
     packed = pack(pd.concat([t, v]).sort_values('path'), root, out and Path(out)/'pixels', size, view)
     if not len(v): say('No scan is left for validation, so the curve shows training scans.')
-    return packed_loaders(packed, t, v, classes, max(2, recipe.bs//max(num_distrib(), 1)), recipe.augment, seed, rank_distrib(), max(num_distrib(), 1), dev)
+    return packed_loaders(packed, t, v, classes, max(2, recipe.bs//_processes()), recipe.augment, seed, rank_distrib(), _processes(), dev)
 
-def _described(recipe, net, dev):
+def _described(recipe):
     "The recipe as it goes into config.json"
-    o = asdict(recipe) | dict(precision=precision_for(net, dev, recipe.precision), augment=asdict(recipe.augment) if recipe.augment else None)
+    o = asdict(recipe)
     words = dict(loss='every class weighs the same in the loss', prior='unweighted loss; the training prior was taken out of the logits', none='none: classes weigh as often as they occur')
     return {k: o[k] for k in ('epochs', 'bs', 'lr')} | dict(balance=words[recipe.balance], recipe=o)
 
@@ -555,14 +558,13 @@ def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, 
     "Head, then all layers; the history, where epoch 0 is the head alone"
     begun,history = time.time(),History(out and Path(out)/'history.csv')
     checkpoint = [Checkpoint(folder, request, resume=resume)] if folder and recipe.epochs else []
-    half = precision_for(net, learn.dls.device, recipe.precision)
     if not random_start and not (checkpoint and checkpoint[0].state):
-        history.add(epoch=0, valid_accuracy=fit_head(learn, net, precision=half))
+        history.add(epoch=0, valid_accuracy=fit_head(learn, net, precision=recipe.precision))
         say(f"Head fitted on frozen features: validation accuracy {history.rows[0]['valid_accuracy']:.1%} ({time.time()-begun:.0f} s)")
     if not recipe.epochs: return pd.DataFrame(history.rows)
     if recipe.compile: net.body.compile()
     cbs = [*callbacks(recipe, net, learn.dls, random_start), history, *checkpoint, *(loggers(log, out or '.', info) if not rank_distrib() else [])]
-    with memory_advice(learn, learn.dls.train.bs, max(num_distrib(), 1), half), _several(learn), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
+    with memory_advice(learn, learn.dls.train.bs, _processes(), recipe.precision), _several(learn), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
         for cb in checkpoint: cb.asked = asked # without states there is nothing to end tidily
         fine_tune(learn, recipe, cbs)
     return pd.DataFrame(history.rows)
