@@ -37,15 +37,15 @@ def _rate(dl):
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return n/(time.perf_counter()-t)
 
-def _frame(table):
-    "File names and labels as fastai takes them; one scan per class for its validation"
+def _fastai_loaders(table, root, size, batch_tfms, bs=64, device='cpu'):
+    "Plain fastai; one scan per class for its validation"
     df = pd.DataFrame(dict(name=table.path, label=table.label, is_valid=False))
     df.loc[df.groupby('label').head(1).index, 'is_valid'] = True
-    return df
+    return ImageDataLoaders.from_df(df, root, valid_col='is_valid', item_tfms=Resize(size), batch_tfms=batch_tfms, bs=bs, device=device)
 
 def fastai_loader(table, root, augmented=False, bs=64, size=224):
-    "Plain fastai"
-    return ImageDataLoaders.from_df(_frame(table), root, valid_col='is_valid', item_tfms=Resize(size), batch_tfms=aug_transforms() if augmented else None, bs=bs, device='cpu').train
+    "Plain fastai's training loader"
+    return _fastai_loaders(table, root, size, aug_transforms() if augmented else None, bs).train
 
 def packed_loader(packed, table, augmented=False, bs=64):
     "Ours"
@@ -93,7 +93,7 @@ def step_rate(learn, n:int=6)->float:
 def plain_learner(table, root, size=224):
     "Plain fastai on the same weights, all layers trained"
     cuda = torch.cuda.is_available()
-    dls = ImageDataLoaders.from_df(_frame(table), root, valid_col='is_valid', item_tfms=Resize(size), batch_tfms=[*aug_transforms(), Normalize.from_stats([.5]*3, [.5]*3)], device='cuda' if cuda else 'cpu')
+    dls = _fastai_loaders(table, root, size, [*aug_transforms(), Normalize.from_stats([.5]*3, [.5]*3)], device='cuda' if cuda else 'cpu')
     learn = vision_learner(dls, 'resnet50' if cuda else FALLBACK, pretrained=False, normalize=False)
     learn.unfreeze()
     return learn.to_fp16() if cuda else learn
@@ -103,7 +103,7 @@ def our_learner(table, root, size=224):
     keep_memory()
     dev = this_device()
     net = to_device_fast(network('resnet50' if dev.type == 'cuda' else FALLBACK, size=size), dev)
-    recipe = Recipe().on(dev)
+    recipe = Recipe().on(dev, net)
     dls = packed_loaders(pack(table, root, None, size), table, table[:8], bs=recipe.bs, device=dev)
     learn = oct_learner(dls, net, recipe)
     learn.add_cbs(callbacks(recipe, net, dls))
