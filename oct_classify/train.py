@@ -6,9 +6,9 @@ Docs: https://oct-classify.github.io/oct_classify/train.html.md"""
 
 # %% auto #0
 __all__ = ['AdamW', 'Recipe', 'precision_for', 'Precision', 'keep_memory', 'to_device_fast', 'class_weights', 'without_prior',
-           'FixedStatistics', 'oct_learner', 'features', 'fit_head', 'History', 'Averaged', 'Best', 'Grow',
-           'in_notebook', 'callbacks', 'fine_tune', 'estimate', 'minutes', 'announce', 'largest_batch', 'memory_advice',
-           'this_device', 'suggest_lr', 'loggers', 'Trained', 'train']
+           'FixedStatistics', 'FrozenStages', 'oct_learner', 'features', 'fit_head', 'fit_logistic', 'History',
+           'Averaged', 'Best', 'Grow', 'in_notebook', 'callbacks', 'fine_tune', 'estimate', 'minutes', 'announce',
+           'largest_batch', 'memory_advice', 'this_device', 'suggest_lr', 'loggers', 'Trained', 'train']
 
 # %% ../nbs/07_train.ipynb #59877a2d
 import contextlib, ctypes, gc, math, sys, tempfile, time, traceback
@@ -24,6 +24,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import SuggestionMethod
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, ProgressCallback, accuracy, get_model,
     num_distrib, rank_distrib, to_device, vision_learner)
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -52,11 +53,15 @@ class Recipe:
     fixed_bn:bool|None=None # keep the body's batch-norm statistics; None: unless it starts at random
     precision:str='auto' # 'fp32', 'bf16', 'fp16', or by device, see `precision_for`
     compile:bool=False # torch.compile the body
+    stages:int=0 # how many of the last stages the head reads beside the last map, see `network`
+    head:str='steps' # how the head is fitted first: by gradient 'steps', or by 'logistic' regression
+    strength:float=.02 # of the logistic regression: the inverse of its penalty, scikit-learn's C
+    frozen:int=0 # how many of the first stages stay as they are
 
     def __post_init__(self):
-        for k,of in (('balance', ('loss', 'prior', 'none')), ('mix', ('none', 'mixup', 'cutmix')), ('precision', ('auto', 'fp32', 'bf16', 'fp16'))):
+        for k,of in (('balance', ('loss', 'prior', 'none')), ('mix', ('none', 'mixup', 'cutmix')), ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('head', ('steps', 'logistic'))):
             if getattr(self, k) not in of: raise OctError(f'{k} can not be {getattr(self, k)!r}: choose one of {", ".join(of)}.')
-        for k,low,high in (('epochs', 0, 10_000), ('bs', 2, 100_000), ('lr', 1e-8, 10), ('smoothing', 0, .9), ('average', 0, 1000), ('small', 0, 1)):
+        for k,low,high in (('epochs', 0, 10_000), ('bs', 2, 100_000), ('lr', 1e-8, 10), ('smoothing', 0, .9), ('average', 0, 1000), ('small', 0, 1), ('stages', 0, 9), ('strength', 1e-6, 1e6), ('frozen', 0, 9)):
             if (v := getattr(self, k)) is not None and not low <= v <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
 
     def on(self, device, net):
@@ -132,9 +137,21 @@ def without_prior(
     with torch.no_grad(): last.bias -= torch.from_numpy(np.log(np.maximum(n, 1)/len(y))).to(last.bias)
 
 class FixedStatistics(Callback):
-    "Batch-norm statistics of the body stay ImageNet's"
+    "Batch-norm statistics of the body stay ImageNet's, and those of a head that only standardises stay as they were fitted"
     order = 12 # after fastai has wrapped the model for several processes
-    def before_train(self): get_model(self.model)[0].eval()
+    def before_train(self):
+        body,head = get_model(self.model)
+        for m in (body, *(o for o in head.modules() if getattr(o, 'affine', True) is False)): m.eval()
+
+class FrozenStages(Callback):
+    "The first `stages` stages of a timm network stay as they are, and no gradient is computed for them"
+    def __init__(self, model, stages:int):
+        info = getattr(model, 'feature_info', [])
+        names = [o['module'] for o in getattr(info, 'info', info)]
+        if not 0 < stages < len(names): raise OctError(f'frozen can not be {stages}, as this network has {len(names)} stages: choose a number below that.')
+        self.last = model.get_submodule(names[stages-1])
+    def before_fit(self): self.hook = self.last.register_forward_hook(lambda m, x, y: y.detach())
+    def after_fit(self): self.hook.remove()
 
 AdamW = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True)
 
@@ -198,6 +215,35 @@ def fit_head(
     head = Learner(dls, net.head, loss_func=learn.loss_func, wd=.01, metrics=accuracy)
     with head.no_bar(), head.no_logging(): head.fit_one_cycle(epochs, lr)
     return head.recorder.values[-1][-1]
+
+# %% ../nbs/07_train.ipynb #488cd807
+def _take_over(last, fit):
+    "Weights of a `LogisticRegression` into a linear layer; classes that it did not meet become impossible"
+    w,b = [torch.from_numpy(np.asarray(o)).to(last.weight) for o in (fit.coef_, fit.intercept_)]
+    if len(fit.classes_) == 2: w,b = [torch.cat([-o, o])/2 for o in (w, b)] # scikit-learn keeps one row for two classes
+    with torch.no_grad():
+        last.weight.zero_(); last.bias.fill_(-30)
+        last.weight[fit.classes_],last.bias[fit.classes_] = w,b
+
+def _some(scans, most=20_000):
+    "So many of the scans, evenly, or all"
+    i = np.linspace(0, len(scans)-1, min(len(scans), most)).astype(int)
+    return PackedScans(scans.packed, scans.rows[i], scans.y[i])
+
+def fit_logistic(
+    learn:Learner, # from `oct_learner`
+    net:nn.Sequential, # its network
+    recipe:Recipe=Recipe(), # `strength`, `balance`, `precision`
+)->float: # validation accuracy
+    "Fit the head by logistic regression on cached features of scans and their mirror images"
+    t,v = _some(learn.dls.train_ds),learn.dls.valid_ds
+    x = torch.cat([features(net, t, mirror=m, precision=recipe.precision) for m in (False, True)])
+    norm,_,last = net.head
+    norm.running_mean.copy_(x.mean(0)); norm.running_var.copy_(x.var(0).clamp(min=1e-6))
+    fit = LogisticRegression(C=recipe.strength, max_iter=1000, class_weight='balanced' if recipe.balance == 'loss' else None)
+    _take_over(last, fit.fit(nn.functional.batch_norm(x, norm.running_mean.cpu(), norm.running_var.cpu(), eps=norm.eps).numpy(), np.tile(t.y, 2)))
+    with torch.inference_mode(): z = net.head.eval()(features(net, v, precision=recipe.precision).to(last.weight.device))
+    return float((z.argmax(1).cpu().numpy() == v.y).mean())
 
 # %% ../nbs/07_train.ipynb #0a8045df
 class History(Callback):
@@ -285,7 +331,7 @@ def callbacks(
     "What the recipe asks of fastai"
     fixed = not random_start if recipe.fixed_bn is None else recipe.fixed_bn
     half = precision_for(net, dls.device, recipe.precision)
-    return ([FixedStatistics()]*fixed + ([Precision(half)] if half != 'fp32' else []) + ([Averaged(recipe.average)] if recipe.average else []) + [Best()]*recipe.best
+    return ([FixedStatistics()]*fixed + ([FrozenStages(net.body.model, recipe.frozen)] if recipe.frozen else []) + ([Precision(half)] if half != 'fp32' else []) + ([Averaged(recipe.average)] if recipe.average else []) + [Best()]*recipe.best
         + ([Grow(recipe.small, dls.train_ds.packed.size)] if recipe.small else []) + dict(none=[], mixup=[MixUp()], cutmix=[CutMix()])[recipe.mix] + ([ProgressCallback()] if in_notebook() else []))
 
 def fine_tune(
@@ -297,7 +343,7 @@ def fine_tune(
     learn.unfreeze()
     try:
         with learn.no_logging() if not in_notebook() else contextlib.nullcontext():
-            learn.fit_one_cycle(recipe.epochs, slice(recipe.lr*recipe.body, recipe.lr) if recipe.body < 1 else recipe.lr, cbs=list(cbs))
+            learn.fit_one_cycle(recipe.epochs, slice(recipe.lr*recipe.body, recipe.lr) if recipe.body != 1 else recipe.lr, cbs=list(cbs))
     finally:
         for cb in cbs:
             if isinstance(cb, Precision): cb.leave()
@@ -436,7 +482,7 @@ def _unused(net, size):
     net.zero_grad(set_to_none=True)
     return missing
 
-def _several(learn):
+def _several(learn, frozen=False):
     "fastai's context for several processes, or none"
     if num_distrib() <= 1: return contextlib.nullcontext()
     from accelerate import DistributedDataParallelKwargs
@@ -444,7 +490,7 @@ def _several(learn):
     unused = _unused(learn.model, learn.dls.train_ds.packed.size)
     learn.dls.loaders = [_sharded(dl, rank_distrib(), num_distrib()) for dl in learn.dls.loaders]
     if learn.dls.device.type == 'cuda': learn.model = timm.layers.convert_sync_batchnorm(learn.model) # torch's own would drop the activations that timm puts into batch norm
-    return learn.distrib_ctx(sync_bn=False, mixed_precision='no', kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)])
+    return learn.distrib_ctx(sync_bn=False, mixed_precision='no', kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused or frozen)])
 
 # %% ../nbs/07_train.ipynb #bdc60e1e
 def suggest_lr(
@@ -500,14 +546,14 @@ class Trained:
     net:nn.Sequential # on the CPU, in evaluation mode
     info:dict # arch, weights, size, epochs, seed, seconds …
     history:pd.DataFrame # epoch, train_loss, valid_loss, valid_accuracy, seconds; epoch 0 is the head alone
-    states:Path|None=None # folder with the state of training, which is no longer needed once the network is stored
+    states:Path|list|None=None # folder, or folders, with the state of training, which is no longer needed once the network is stored
 
 def train(
     table:pd.DataFrame, # with `split`
     root, # folder that the table's paths are relative to
     arch:str='resnet50', # any timm or torchvision name
     size=224, # side, or (height, width), in pixels
-    view:str='whole', # one of `prepare`'s views
+    view:str='crop', # one of `prepare`'s views
     weights:str='imagenet', # 'imagenet', 'none' or a file
     seed:int=42,
     official:bool=False, # allow a split that leaks, because it is the official one
@@ -523,12 +569,12 @@ def train(
     if weights == 'none' and not recipe.epochs: raise OctError('With --weights none and --epochs 0 nothing is trained: choose at least one epoch.')
     keep_memory()
     set_seed(seed)
-    net,info = pretrained(arch, len(classes), size, weights)
+    net,info = pretrained(arch, len(classes), size, weights, recipe.stages)
     n,dev = table.split.value_counts(),this_device()
     recipe = recipe.on(dev, to_device_fast(net, dev))
     announce(net, info['arch'], as_size(size), n['train'], n.get('valid', 0)+n.get('test', 0), recipe.epochs, recipe.precision)
     dls = _sides(table, root, size, view, classes, recipe, seed, out, dev)
-    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, seed=seed, device=dev.type, processes=_processes(), **_described(recipe))
+    info |= dict(classes=list(classes), size=list(as_size(size)), view=view, stages=recipe.stages, seed=seed, device=dev.type, processes=_processes(), **_described(recipe))
     request = _request(dls.train_ds.packed, table, info)
     folder = Path(checkpoints)/fingerprint(request) if checkpoints else checkpoint_folder(out, request) if out else None
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
@@ -559,12 +605,12 @@ def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, 
     begun,history = time.time(),History(out and Path(out)/'history.csv')
     checkpoint = [Checkpoint(folder, request, resume=resume)] if folder and recipe.epochs else []
     if not random_start and not (checkpoint and checkpoint[0].state):
-        history.add(epoch=0, valid_accuracy=fit_head(learn, net, precision=recipe.precision))
+        history.add(epoch=0, valid_accuracy=fit_logistic(learn, net, recipe) if recipe.head == 'logistic' else fit_head(learn, net, precision=recipe.precision))
         say(f"Head fitted on frozen features: validation accuracy {history.rows[0]['valid_accuracy']:.1%} ({time.time()-begun:.0f} s)")
     if not recipe.epochs: return pd.DataFrame(history.rows)
     if recipe.compile: net.body.compile()
     cbs = [*callbacks(recipe, net, learn.dls, random_start), history, *checkpoint, *(loggers(log, out or '.', info) if not rank_distrib() else [])]
-    with memory_advice(learn, learn.dls.train.bs, _processes(), recipe.precision), _several(learn), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
+    with memory_advice(learn, learn.dls.train.bs, _processes(), recipe.precision), _several(learn, recipe.frozen > 0), stop_signals() if checkpoint else contextlib.nullcontext() as asked:
         for cb in checkpoint: cb.asked = asked # without states there is nothing to end tidily
         fine_tune(learn, recipe, cbs)
     return pd.DataFrame(history.rows)
