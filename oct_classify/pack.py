@@ -92,7 +92,7 @@ class _Growing:
         try: old = json.loads(self.note.read_text())
         except (OSError, ValueError): old = {}
         usable = old.get('key') == key and self.file.exists() and self.file.stat().st_size >= self._end(old['done'])
-        self.done,self.whys = (old['done'], old['whys']) if usable else (0, {})
+        self.done,self.whys,self.fell = (old['done'], old['whys'], old.get('fell', 0)) if usable else (0, {}, 0)
         _room(folder, (n-self.done)*self.scan)
 
     def _end(self, n): return len(self.head)+n*self.scan
@@ -104,14 +104,14 @@ class _Growing:
         self.f.seek(0, os.SEEK_END)
         return self
 
-    def add(self, pixels, whys=()):
-        "Append a block and the sentences on what could not be read; it counts once it is on disk"
+    def add(self, pixels, whys=(), fell=0):
+        "Append a block, the sentences on what could not be read, and how many are seen whole; it counts once it is on disk"
         self.f.write(pixels)
         self.f.flush()
         os.fsync(self.f.fileno())
         self.whys |= {str(self.done+i): w for i,w in enumerate(whys) if w}
-        self.done += len(pixels)
-        with atomic_write(self.note) as f: json.dump(dict(key=self.key, done=self.done, whys=self.whys), f)
+        self.done,self.fell = self.done+len(pixels),self.fell+fell
+        with atomic_write(self.note) as f: json.dump(dict(key=self.key, done=self.done, whys=self.whys, fell=self.fell), f)
 
     def __exit__(self, *e): self.f.close()
 
@@ -125,18 +125,23 @@ class _Growing:
 
 # %% ../nbs/06_pack.ipynb #ccbd0175
 def _prepared(table, root, size, view, start, workers, block):
-    "(pixels, sentences) of one block of scans after another"
+    "(pixels, sentences, how many scans are seen whole) of one block of scans after another"
     def one(r):
-        if r.error: return np.zeros(size, np.uint8), r.error
-        try: return prepare(Path(root)/r.path, size, view), ''
-        except OctError as e: return np.zeros(size, np.uint8), str(e)
+        if r.error: return np.zeros(size, np.uint8), r.error, False
+        try: px,where = placed(Path(root)/r.path, size, view)
+        except OctError as e: return np.zeros(size, np.uint8), str(e), False
+        return px, '', where.view != view
     rows = list(table[['path', 'error']].itertuples())
     bar = progress(total=len(rows), initial=start, desc='Packing scans')
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex, bar:
         for i in range(start, len(rows), block):
-            px,whys = zip(*ex.map(one, rows[i:i+block]))
-            yield np.stack(px), list(whys)
+            px,whys,fell = zip(*ex.map(one, rows[i:i+block]))
+            yield np.stack(px), list(whys), sum(fell)
             bar.update(len(px))
+
+def _say_whole(fell, n):
+    "One sentence for the pack, however many blocks it took"
+    if fell: say(f'{fell:,} of {n:,} scans are seen whole, as the retina was not found for sure in them.')
 
 def open_pack(
     folder, # that `pack` wrote
@@ -159,7 +164,7 @@ def pack(
     root, # folder that its paths are relative to
     out=None, # folder for the pack; None: keep the pixels in memory
     size=224, # side, or (height, width), in pixels
-    view:str='whole', # one of `VIEWS`
+    view:str='crop', # one of `VIEWS`
     workers:int|None=None, # threads; None: one per core
     block:int=256, # scans between two notes of progress
 )->Packed:
@@ -167,8 +172,9 @@ def pack(
     table,size,key = table.reset_index(drop=True),as_size(size),pack_key(table, size, view)
     if out is None:
         parts = list(_prepared(table, root, size, view, 0, workers, block))
-        whys = [w for _,b in parts for w in b]
-        return Packed(table.assign(error=whys), np.concatenate([px for px,_ in parts] or [np.zeros((0, *size), np.uint8)]), size, view, key)
+        whys = [w for _,b,_ in parts for w in b]
+        _say_whole(sum(n for _,_,n in parts), len(table))
+        return Packed(table.assign(error=whys), np.concatenate([px for px,_,_ in parts] or [np.zeros((0, *size), np.uint8)]), size, view, key)
     out = make_dir(out)
     with FileLock(out/'.lock'): # two processes that want the same pack make it once
         try:
@@ -177,8 +183,9 @@ def pack(
         except OctError: pass
         try:
             with _Growing(out, key, len(table), size) as g:
-                for px,whys in _prepared(table, root, size, view, g.done, workers, block): g.add(px, whys)
+                for made in _prepared(table, root, size, view, g.done, workers, block): g.add(*made)
             g.finish(table, size=size, view=view)
+            _say_whole(g.fell, len(table))
         except OSError as e: raise _explain(e, out/'pixels.npy') from None
         p = open_pack(out, key)
     if (lost := _lost(p, table)).any(): say(f'{lost.sum():,} scans could be read before and can not be read now; they are left out, e.g. {table.path[lost].iloc[0]}: {p.table.error[lost].iloc[0]}')
