@@ -213,7 +213,7 @@ def plot_class(t, root, label, n=8, seed=1)->Figure:
 def mean_image(t, root, label, n=200, seed=0)->np.ndarray:
     "The mean of up to `n` prepared scans of a class, (124, 128) float"
     o = t[(t.label == label) & (t.error == '')]
-    px,whys = prepare_many([Path(root)/p for p in o.sample(min(n, len(o)), random_state=seed).path], (124, 128), desc=f'Averaging {label}')
+    px,whys = prepare_many([Path(root)/p for p in o.sample(min(n, len(o)), random_state=seed).path], (124, 128), 'whole', desc=f'Averaging {label}')
     return px[[not w for w in whys]].mean(0)
 
 def plot_means(t, root)->Figure:

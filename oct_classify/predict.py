@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/predict.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'RESEARCH_USE', 'IMAGES', 'versions', 'table_hash', 'save_bundle', 'load_config', 'OctModel', 'scan_files',
-           'model_card']
+           'course', 'model_card']
 
 # %% ../nbs/10_predict.ipynb #094b3093
 import hashlib, json, platform
@@ -58,6 +58,11 @@ def save_bundle(
 # %% ../nbs/10_predict.ipynb #48e23d9a
 _types = dict(schema=int, arch=str, classes=list, size=list, view=str, temperature=(int, float), mirror=bool, thresholds=dict)
 
+def _in_range(c):
+    "Do the values make sense, each by itself?"
+    return (c['view'] in VIEWS and 0 < c['temperature'] < 100 and type(c.get('stages', 0)) is int and 0 <= c.get('stages', 0) <= 9
+        and 2 <= len(c['classes']) <= 1000 and all(isinstance(k, str) for k in c['classes']) and all(isinstance(o, float) for o in c['thresholds'].values()))
+
 def load_config(
     bundle, # folder
 )->dict:
@@ -70,7 +75,7 @@ def load_config(
     except (ValueError, AttributeError): raise OctError(f'{p} is damaged: get the bundle again.') from None
     if bad: raise OctError(f'{p} lacks a usable {bad[0]!r}: get the bundle again.')
     if c['schema'] != SCHEMA: raise OctError(f"The bundle has schema {c['schema']}, this version reads schema {SCHEMA}: install the version of oct_classify that wrote it.")
-    if c['view'] not in VIEWS or not 0 < c['temperature'] < 100 or not 2 <= len(c['classes']) <= 1000 or not all(isinstance(k, str) for k in c['classes']) or not all(isinstance(o, float) for o in c['thresholds'].values()): raise OctError(f'{p} holds values out of range: get the bundle again.')
+    if not _in_range(c): raise OctError(f'{p} holds values out of range: get the bundle again.')
     return c
 
 # %% ../nbs/10_predict.ipynb #d83b85fd
@@ -89,7 +94,7 @@ class OctModel:
         "Load a bundle; no code in it is run"
         c,p = load_config(bundle),Path(bundle)/'model.safetensors'
         check_arch(c['arch'])
-        net = network(c['arch'], len(c['classes']), as_size(c['size']))
+        net = network(c['arch'], len(c['classes']), as_size(c['size']), c.get('stages', 0))
         try: net.load_state_dict(load_file(p), strict=True)
         except FileNotFoundError: raise OctError(f'{bundle} holds no model.safetensors: get the bundle again.') from None
         except Exception: raise OctError(f"{p} does not hold the weights of {c['arch']}, or is damaged: get the bundle again.") from None
@@ -171,6 +176,15 @@ def scan_files(
     return list(dict.fromkeys(out))
 
 # %% ../nbs/10_predict.ipynb #797f1fde
+def course(config:dict)->str:
+    "How the networks of a bundle were trained, in words"
+    n,epochs,recipe = len(config['arch'].split('+')),config.get('epochs'),config.get('recipe') or {}
+    how = 'by logistic regression on frozen features' if recipe.get('head') == 'logistic' else 'on frozen features'
+    what = f"all but the first {recipe['frozen']} stages" if recipe.get('frozen') else 'all layers'
+    tuned = f"{epochs} epoch{'s'*(epochs != 1)} of {what}"
+    said = 'epochs not stated' if epochs is None else f'the head alone, {how}' if not epochs else tuned if config.get('weights') == 'none' else f'the head {how}, then {tuned}'
+    return (f'mean of {n} networks, for each ' if n > 1 else '') + said
+
 def model_card(
     config:dict,
     rows, # (figure, value, scans) of the test set
@@ -178,12 +192,14 @@ def model_card(
 )->str: # markdown
     "A short model card (Mitchell et al., FAT* 2019)"
     table = '\n'.join(f'| {a} | {b} | {n} |' for a,b,n in rows)
+    preset = f"recipe {config['preset']}; " if config.get('preset') else ''
     return f"""# Model card
 
 **{RESEARCH_USE}**
 
 - **Task**: one retinal OCT B-scan to one of {', '.join(config['classes'])}.
-- **Network**: {config['arch']}, {config['size'][0]}x{config['size'][1]} grey pixels, weights started from: {config.get('weights', 'unknown')}; {config.get('epochs', '?')} epochs of fine-tuning, seed {config.get('seed', '?')}.
+- **Network**: {config['arch'].replace('+', ' + ')}, {config['size'][0]}x{config['size'][1]} grey pixels, view {config['view']}, weights started from: {config.get('weights', 'unknown')}.
+- **Training**: {preset}{course(config)}; seed {config.get('seed', '?')}.
 - **Data**: {data}
 - **Class balance**: {config.get('balance', 'not stated')}. Probabilities assume that classes are equally frequent; where they are not, correct for the prior.
 - **Calibration**: temperature {config.get('temperature', 1.):.2f}, fitted on validation scans.
