@@ -16,10 +16,11 @@ from oct_classify.core import *
 from oct_classify.data import scan_table
 from oct_classify.evaluate import as_text, confusion, figures
 from oct_classify.network import pretrained
+from oct_classify.pack import Packed, packed_loaders
 from oct_classify.phantom import Phantom
 from oct_classify.predict import OctModel
 from oct_classify.prepare import as_size, prepare_many
-from oct_classify.train import dataloaders, fine_tune, fit_head, oct_learner
+from oct_classify.train import Recipe, callbacks, fine_tune, fit_head, oct_learner
 
 SHAPES = (496, 512), (496, 512), (496, 512), (496, 768) # as real scans: one in four is wide; the shape does not go with the class
 
@@ -27,8 +28,16 @@ SHAPES = (496, 512), (496, 512), (496, 512), (496, 768) # as real scans: one in 
 def phantoms(n, seed, size):
     "Prepared pixels and class indices of `n` phantom patients; drawn in portions, so that full-size scans need not fit in memory"
     def draw(i): return Phantom(seed, CLASSES[i % 4], patient=i, shape=SHAPES[i//4 % 4]).image
-    parts = [prepare_many([draw(i) for i in range(k, min(n, k+200))], size)[0] for k in range(0, n, 200)]
+    parts = [prepare_many([draw(i) for i in range(k, min(n, k+200))], size, 'whole')[0] for k in range(0, n, 200)]
     return np.concatenate(parts), np.arange(n) % 4
+
+
+def learner(net, train, valid, recipe):
+    "A learner over prepared pixels with their class indices, unchanged from epoch to epoch but for the recipe's augmentation"
+    (px, y), n = (np.concatenate(o) for o in zip(train, valid)), len(train[1])
+    t = pd.DataFrame(dict(path=[str(i) for i in range(len(y))], label=[CLASSES[i] for i in y], error='')).assign(sha256=lambda o: o.path)
+    dls = packed_loaders(Packed(t, px, px.shape[1:], 'whole'), t[:n], t[n:], bs=recipe.bs, augment=recipe.augment)
+    return oct_learner(dls, net, recipe)
 
 
 def report(net, info, data, table, name):
@@ -61,11 +70,12 @@ def main():
     set_seed(a.seed)
     net, info = pretrained(a.arch, 4, a.size)
     info['size'] = list(as_size(a.size))
-    learn = oct_learner(dataloaders(train, valid), net)
+    recipe = Recipe(epochs=a.epochs, lr=a.lr).on('cpu', net)
+    learn = learner(net, train, valid, recipe)
     print(f'head: {fit_head(learn, net):.1%} of 200 unseen phantoms ({time.time()-begun:.0f} s)', flush=True)
     report(net, info, a.data, t, 'head alone')
     if a.epochs:
-        fine_tune(learn, a.epochs, a.lr)
+        fine_tune(learn, recipe, callbacks(recipe, net, learn.dls))
         print(f'fine-tuned: {learn.recorder.values[-1][-1]:.1%} of 200 unseen phantoms ({time.time()-begun:.0f} s)', flush=True)
         report(net, info, a.data, t, f'{a.epochs} epochs')
 

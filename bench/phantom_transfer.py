@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from phantom_to_real import phantoms
+from phantom_to_real import learner, phantoms
 
 import torch
 from oct_classify.core import *
@@ -22,7 +22,7 @@ from oct_classify.data import scan_table
 from oct_classify.network import network
 from oct_classify.prepare import prepare_many
 from oct_classify.split import components
-from oct_classify.train import dataloaders, fine_tune, oct_learner
+from oct_classify.train import Recipe, callbacks, fine_tune
 
 
 def few(t, k, seed):
@@ -39,7 +39,9 @@ def few(t, k, seed):
 def fit(net, train, epochs, lr, bs=8):
     "Train all layers of a copy of `net`; batch-norm statistics move with the batches, as it started at random"
     net = copy.deepcopy(net)
-    fine_tune(oct_learner(dataloaders(train, tuple(o[:bs] for o in train), bs=bs), net, fixed_bn=False), epochs, lr)
+    recipe = Recipe(epochs=epochs, lr=lr, bs=bs, fixed_bn=False).on('cpu', net)
+    learn = learner(net, train, tuple(o[:bs] for o in train), recipe)
+    fine_tune(learn, recipe, callbacks(recipe, net, learn.dls, random_start=True))
     return net.eval()
 
 
@@ -64,7 +66,7 @@ def main():
     quiet()
     t = scan_table(a.data)
     t = t[(t.error == '') & (t.folder.isin(a.folders) if a.folders else True)].reset_index(drop=True)
-    px, y = prepare_many([a.data/q for q in t.path], a.size)[0], t.label.map(CLASSES.index).values
+    px, y = prepare_many([a.data/q for q in t.path], a.size, 'whole')[0], t.label.map(CLASSES.index).values
     got = []
     for seed in range(a.seeds):
         begun = time.time()
