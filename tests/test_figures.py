@@ -62,3 +62,36 @@ def test_blocked_hub_falls_back(cli, offline, tmp_path, monkeypatch):
     assert code == 0 and f'Going on with {offline}' in err
     assert 'took its place' in (tmp_path/'o/report.html').read_text(encoding='utf-8')
     assert metrics(tmp_path/'o')['arch'] == offline
+
+
+def test_what_a_leak_is_worth(cli, offline, tmp_path):
+    "Two policies side by side: who leaked, and the difference, counted a second way from the files"
+    import numpy as np
+    import pandas as pd
+    from oct_classify.core import CLASSES
+    from oct_classify.phantom import phantom_folder
+    d = phantom_folder(tmp_path/'d', 8, 1, 4, shape=(124, 128))
+    for c in CLASSES: # one test patient per class gets a scan in training
+        old, of = sorted((d/'train'/c).iterdir())[0], sorted((d/'test'/c).iterdir())[0]
+        old.rename(old.with_name(of.name.replace('-1.', '-9.')))
+    args = ('run', d, '--policy', 'official,clean', '--arch', offline, '--size', '64', '--epochs', '0', '--out', tmp_path/'o')
+    assert cli(*args)[0] == 0
+    m = json.loads((tmp_path/'o/metrics.json').read_text())
+    for p in ('official', 'clean'):
+        s = pd.read_csv(tmp_path/'o'/p/'split.csv')
+        both = set(s[s.split == 'test'].patient) & set(s[s.split == 'train'].patient)
+        assert m['shared'][p]['patients'] == len(both) == (4 if p == 'official' else 0)
+        assert m['policies'][p]['scans']['train'] == (s.split == 'train').sum()
+        assert m['policies'][p]['recipe'] is None
+    a, b = [load_table(tmp_path/'o'/p/'predictions.parquet').query("split == 'test'").set_index('path') for p in ('official', 'clean')]
+    gain = ((b.predicted == b.label).astype(float)-(a.predicted == a.label).loc[b.index]).groupby(b.patient).agg(['sum', 'count']).to_numpy()
+    w = [gain[i].sum(0) for i in np.random.default_rng(9).integers(len(gain), size=(4000, len(gain)))]
+    low, high = np.quantile([x/n for x, n in w], (.025, .975))
+    got = m['differences'][0]
+    assert (got['of'], got['minus'], got['accuracy']['n']) == ('clean', 'official', 32)
+    assert got['accuracy']['value'] == pytest.approx(gain[:, 0].sum()/gain[:, 1].sum())
+    if low < high: assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=.04)
+    html = (tmp_path/'o/report.html').read_text(encoding='utf-8')
+    assert 'Under official, 4 of 16 test patients also occur in training, with 8 of 32 test scans.' in html
+    assert 'These figures are too good' in (tmp_path/'o/official/report.html').read_text(encoding='utf-8')
+    assert cli(*args)[2].count('Already trained') == 2
