@@ -19,7 +19,7 @@ from oct_classify.data import scan_table
 from oct_classify.evaluate import as_text, figures
 from oct_classify.network import FALLBACK, pretrained
 from oct_classify.predict import OctModel
-from oct_classify.recipes import fast
+from oct_classify.recipes import enough, fast
 
 
 def drawn(t, n, seed):
@@ -91,7 +91,7 @@ def main():
                 h = df[df.split == 'test'][['path', 'label', 'patient']].reset_index(drop=True)
                 z, took = ours(df, a.data, seed)
                 w, spent, epochs = plain(df, a.data, seed, took)
-                both = [h.assign(**{f'p_{c}': q[:, i] for i, c in enumerate(CLASSES)}, way=way, seconds=s, epochs=e, n=n, seed=seed) for way, q, s, e in (('fast', z, took, 4), ('plain fastai', w, spent, epochs))]
+                both = [h.assign(**{f'p_{c}': q[:, i] for i, c in enumerate(CLASSES)}, way=way, seconds=s, epochs=e, n=n, seed=seed) for way, q, s, e in (('fast', z, took, enough((df.split == 'train').sum())), ('plain fastai', w, spent, epochs))]
                 pd.concat(both).to_parquet(f)
                 print(f'seed {seed}, {n} per class: fast {np.mean(z.argmax(1) == h.label.map(CLASSES.index)):.1%} ({took:.0f} s), plain fastai {np.mean(w.argmax(1) == h.label.map(CLASSES.index)):.1%} ({spent:.0f} s, {epochs} epochs)', flush=True)
     print(table(a.out))
