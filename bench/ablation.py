@@ -53,7 +53,7 @@ def thinned(df, seed=0):
 def one(name, df, data, size, seed, strong=False):
     "Predictions of the held-out fold"
     df = thinned(df) if name.startswith('rare_') else df
-    kw = dict(arch='tf_efficientnet_lite0', size=size, seed=seed) | (dict(augment=STRONG) if strong else {}) | VARIANTS[name]
+    kw = dict(arch='tf_efficientnet_lite0', size=size, view='whole', seed=seed) | (dict(augment=STRONG) if strong else {}) | VARIANTS[name]
     with patch.object(room, 'fit_head', lambda *a, **k: 0.) if name == 'no_head_first' else nullcontext(): o = room.train(df, data, **kw)
     h = df[df.split == 'test']
     m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))

@@ -1,6 +1,6 @@
 """Cross-validate the training recipe over patients, inside train and val; no scan of the test folder is learned from or predicted.
 
-    python bench/cross_validate.py DATA [--folds 5] [--only 2] [--arch …] [--size 224] [--epochs 4] [--lr 1e-3] [--moving-bn] [--seed 0]
+    python bench/cross_validate.py DATA [--folds 5] [--only 2] [--arch …] [--size 224] [--view crop] [--epochs 4] [--lr 1e-3] [--moving-bn] [--seed 0]
 
 Prints one line per fold and, last, the accuracy over all held-out scans of the head alone and of the fine-tuned network,
 with the 95 % interval from resampling patients.
@@ -28,6 +28,7 @@ def main():
     p.add_argument('--only', type=int, help='run the first so many folds')
     p.add_argument('--arch', default='tf_efficientnet_lite0')
     p.add_argument('--size', default='224')
+    p.add_argument('--view', default='crop')
     p.add_argument('--epochs', type=int, default=4)
     p.add_argument('--lr', type=float, default=1e-3)
     p.add_argument('--moving-bn', action='store_true')
@@ -42,7 +43,7 @@ def main():
         if a.only and k >= a.only: break
         begun = time.time()
         df = t.assign(split=np.where(np.isin(np.arange(len(t)), held), 'valid', 'train'))
-        o = train(df, a.data, a.arch, a.size, epochs=a.epochs, lr=a.lr, seed=a.seed+k, fixed_bn=False if a.moving_bn else None)
+        o = train(df, a.data, a.arch, a.size, a.view, epochs=a.epochs, lr=a.lr, seed=a.seed+k, fixed_bn=False if a.moving_bn else None)
         h = df.iloc[held]
         m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))
         preds.append(m.predict([a.data/q for q in h.path], h.path).assign(label=h.label.values, patient=h.patient.values))
