@@ -28,7 +28,7 @@ from .core import *
 from .core import _explain
 from .data import load_table, save_table
 from .prepare import *
-from .prepare import PREPARED
+from .prepare import PREPARED, _say_whole
 
 # %% ../nbs/06_pack.ipynb #4324b0bd
 @dataclass
@@ -138,10 +138,6 @@ def _prepared(table, root, size, view, start, workers, block):
             px,whys,fell = zip(*ex.map(one, rows[i:i+block]))
             yield np.stack(px), list(whys), sum(fell)
             bar.update(len(px))
-
-def _say_whole(fell, n):
-    "One sentence for the pack, however many blocks it took"
-    if fell: say(f'{fell:,} of {n:,} scans are seen whole, as the retina was not found for sure in them.')
 
 def open_pack(
     folder, # that `pack` wrote

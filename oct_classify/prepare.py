@@ -243,6 +243,10 @@ def prepare(
     return placed(image, size, view)[0]
 
 # %% ../nbs/05_prepare.ipynb #2fa0787e
+def _say_whole(fell, n):
+    "One sentence, where some were"
+    if fell: say(f'{fell:,} of {n:,} scans are seen whole, as the retina was not found for sure in them.')
+
 def prepare_many(
     images, # sequence of what `prepare` takes
     size=224, # side, or (height, width), in pixels
@@ -258,5 +262,5 @@ def prepare_many(
         except OctError as e: whys[i] = str(e)
         else: return where.view != view
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex: fell = sum(map(bool, progress(ex.map(one, range(len(images))), len(images), desc)))
-    if fell: say(f'{fell:,} of {len(images):,} scans are seen whole, as the retina was not found for sure in them.')
+    _say_whole(fell, len(images))
     return out, whys
