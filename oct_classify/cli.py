@@ -93,7 +93,7 @@ def train_stage(df, data, out, checkpoints=None, resume=True, log=(), **o):
     if _rank(): return None
     history = t.history.astype(object).where(t.history.notna(), None).to_dict('records')
     save_bundle(out/'bundle', t.net, t.info | dict(request=request, history=history), seen=_seen(df))
-    for folder in t.states if isinstance(t.states, (list, tuple)) else [t.states]*bool(t.states): clear_states(folder)
+    for folder in t.states: clear_states(folder)
     return OctModel.load(out/'bundle')
 
 def _rank(): return int(os.environ.get('RANK', 0))

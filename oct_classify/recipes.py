@@ -42,7 +42,7 @@ def joined(
     infos = [m.info for m in members]
     info = infos[0] | dict(arch='+'.join(o['arch'] for o in infos), members=infos, seconds=round(sum(o['seconds'] for o in infos), 1))
     history = pd.concat([m.history.assign(member=i+1) for i,m in enumerate(members)], ignore_index=True)
-    return Trained(Ensemble(*(m.net for m in members)).eval(), info, history, [m.states for m in members if m.states])
+    return Trained(Ensemble(*(m.net for m in members)).eval(), info, history, sum((m.states for m in members), ()))
 
 def best(
     table:pd.DataFrame, # with `split`

@@ -546,7 +546,7 @@ class Trained:
     net:nn.Sequential # on the CPU, in evaluation mode
     info:dict # arch, weights, size, epochs, seed, seconds …
     history:pd.DataFrame # epoch, train_loss, valid_loss, valid_accuracy, seconds; epoch 0 is the head alone
-    states:Path|list|None=None # folder, or folders, with the state of training, which is no longer needed once the network is stored
+    states:tuple=() # folders with the states of training, which are no longer needed once the network is stored
 
 def train(
     table:pd.DataFrame, # with `split`
@@ -580,7 +580,7 @@ def train(
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
     if recipe.balance == 'prior': without_prior(net, dls.train_ds.y)
     info |= dict(seconds=round(time.time()-begun, 1), **_statistics(dls.train_ds))
-    return Trained(net.cpu().eval(), info, history, folder)
+    return Trained(net.cpu().eval(), info, history, (folder,)*bool(folder))
 
 def _sides(table, root, size, view, classes, recipe, seed, out, dev):
     "Packed pixels of both sides as `DataLoaders`"
