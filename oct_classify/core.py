@@ -90,19 +90,23 @@ def _divisor(size, at_least):
     "By how much (1, 2, 4 or 8) a picture of (width, height) may shrink and still be `at_least` (height, width)"
     return max(k for k in (1, 2, 4, 8) if k == 1 or at_least and size[0]//k >= at_least[1] and size[1]//k >= at_least[0])
 
-def read_grey(
-    source, # path, bytes, PIL image, or uint8 array (H, W) or (H, W, 3)
-    at_least=None, # (height, width) that will do: a picture of twice that and more comes at 1/2, 1/4 or 1/8, never below; None: as it is
-)->np.ndarray: # greys (H, W), uint8
-    "Read one scan, or raise an `OctError` that says in one sentence why it can't be read"
+def _read(source, at_least=None):
+    "What `read_grey` gives, and (height, width) as stored"
     try:
         with _open(source) as im:
             _check_size(*im.size)
             k,full = _divisor(im.size, at_least),im.size
             if k > 1: im.draft('L', at_least[::-1]) # a JPEG shrinks while it is decoded
             g = to_grey(im)
-            return g if k == 1 or im.size != full else np.asarray(Image.fromarray(g).reduce(k))
+            return g if k == 1 or im.size != full else np.asarray(Image.fromarray(g).reduce(k)), full[::-1]
     except Exception as e: raise OctError(_sentence(e)) from None
+
+def read_grey(
+    source, # path, bytes, PIL image, or uint8 array (H, W) or (H, W, 3)
+    at_least=None, # (height, width) that will do: a picture of twice that and more comes at 1/2, 1/4 or 1/8, never below; None: as it is
+)->np.ndarray: # greys (H, W), uint8
+    "Read one scan, or raise an `OctError` that says in one sentence why it can't be read"
+    return _read(source, at_least)[0]
 
 # %% ../nbs/00_core.ipynb #a8ff8850
 def make_dir(path)->Path:

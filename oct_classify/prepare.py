@@ -9,7 +9,7 @@ __all__ = ['VIEWS', 'PREPARED', 'white_border', 'fill_borders', 'as_size', 'Reti
            'prepare', 'prepare_many']
 
 # %% ../nbs/05_prepare.ipynb #3e91af57
-import io, os
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
@@ -19,6 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from .core import *
+from .core import _read
 
 # %% ../nbs/05_prepare.ipynb #98fe3f4f
 def _depth(grey, level=242, share=.08):
@@ -210,12 +211,6 @@ class Placement:
         at = rows*h-.5,np.broadcast_to(x*w-.5, (H, W))
         return np.where(seen, ndimage.map_coordinates(np.asarray(heat, np.float32), at, order=1, mode='nearest'), 0)
 
-def _stored_shape(image):
-    "(height, width) of what `read_grey` takes, as stored"
-    if isinstance(image, np.ndarray): return image.shape[:2]
-    if isinstance(image, Image.Image): return image.size[::-1]
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as im: return im.size[::-1]
-
 # %% ../nbs/05_prepare.ipynb #816e53ff
 def placed(
     image, # path, bytes, PIL image or uint8 array
@@ -225,11 +220,10 @@ def placed(
     "One scan as the pixels that a network sees, and where they lie on it; raises `OctError` where it can't be read"
     if view not in VIEWS: raise OctError(f'There is no view {view!r}: choose one of {", ".join(VIEWS)}.')
     h,w = as_size(size)
-    full = read_grey(image, (ceil(h/(_over[view]+_under[view])) if view in _over else h, w))
+    full,shape = _read(image, (ceil(h/(_over[view]+_under[view])) if view in _over else h, w))
     grey = _trimmed(fill_borders(full))
     retina = None if view == 'whole' else find_retina(grey)
     used,curve,tall = _window(retina, view)
-    shape = _stored_shape(image)
     k,m = round(shape[1]/full.shape[1]),(len(full)-len(grey))//2
     px = _bent(grey, curve, tall, h, w) if used == 'flat' else _level(grey, curve[2], tall, h, w)
     return px, Placement(used, shape, (h, w), (m*k, m*k, len(grey)*k, grey.shape[1]*k), curve, tall, retina)
