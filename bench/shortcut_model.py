@@ -1,0 +1,66 @@
+"""What trained models lean on beside the retina: the shortcut check of oct_classify.interpret on the test scans of their runs, printed as markdown.
+
+    python bench/shortcut_model.py DATA BUNDLE… [--out DIR]
+
+Evaluation only: nothing is fitted or chosen. The test scans are those that the bundle's own predictions name as such. With --out, pictures of the scans
+(mistakes, typical and doubtful scans, the map of features, the disturbances) go to that folder.
+"""
+import argparse
+import datetime
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from oct_classify.cli import hardware
+from oct_classify.core import make_dir, quiet
+from oct_classify.evaluate import as_text, check_predictions, figures
+from oct_classify.interpret import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_disturbances, plot_embedding, plot_shortcut_check, plot_top_losses, plot_typical, shortcut_check,
+    shortcut_text, write_embedding)
+from oct_classify.predict import OctModel
+from oct_classify.prepare import prepare_many
+
+
+def test_scans(bundle):
+    "The test rows of a bundle's prediction table"
+    t = pd.read_parquet(bundle/'predictions.parquet')
+    return check_predictions(t[t.split == 'test'].reset_index(drop=True))
+
+
+def markdown(t):
+    "A table as markdown"
+    cell = lambda o: str(o).replace('|', r'\|')
+    rows = [list(t.columns), ['---']*t.shape[1], *t.values.tolist()]
+    return '\n'.join('| '+' | '.join(map(cell, r))+' |' for r in rows)
+
+
+def pictures(p, data, model, table, out):
+    "Every figure of the room, to be looked at"
+    files = [data/o for o in p.path]
+    px, _ = prepare_many(files, model.config['size'], model.config['view'])
+    f = embed(model, px)
+    xy = lay_out(f)
+    near = {k: neighbour_accuracy(o, p.label, p.patient) for k, o in (('features', f), ('map', xy))}
+    print('neighbours of other patients agree:', {k: as_text(o, 'share') for k, o in near.items()})
+    figs = dict(losses=plot_top_losses(p, data), confusions=confusion_gallery(p, data), typical=plot_typical(p, data), map=plot_embedding(xy, p.label, p.predicted, files, near['map']),
+        shortcuts=plot_shortcut_check(table), disturbances=plot_disturbances(files[::len(files)//6][:6]))
+    for name, fig in figs.items():
+        if fig: fig.savefig(out/f'{name}.png', dpi=110)
+    write_embedding(out/'map.html', xy, p.label, files, p.predicted, near=near['map'])
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument('data', type=Path); a.add_argument('bundle', type=Path, nargs='+'); a.add_argument('--out', type=Path); a.add_argument('--seed', type=int, default=0)
+    a = a.parse_args()
+    quiet()
+    print(f'{datetime.date.today()}, {hardware()}')
+    for b in a.bundle:
+        start, p, model = time.time(), test_scans(b), OctModel.load(b)
+        t = shortcut_check(model, [a.data/o for o in p.path], p.label, p.patient, a.seed)
+        print(f"\n{b}: recipe {model.config.get('preset')}, {len(p)} scans of {p.patient.nunique()} patients, accuracy {as_text(figures(p)['accuracy'], 'accuracy')}; {time.time()-start:.0f} s\n\n{markdown(shortcut_text(t))}", flush=True)
+        if a.out: pictures(p, a.data, model, t, make_dir(a.out/b.parent.name))
+
+
+if __name__ == '__main__': main()
