@@ -22,7 +22,7 @@ FINE_TUNED = dict(stages=3, head='logistic', frozen=2, lr=1e-4, body=3.)
 
 def enough(n:int)->int: # epochs
     "Four epochs, or more where `n` training scans are so few that four would be no training: 1,792 scans are seen at least"
-    return max(4, -(-1792//max(n, 1)))
+    return max(4, -(-1792//max(int(n), 1)))
 
 def fast(
     table:pd.DataFrame, # with `split`
