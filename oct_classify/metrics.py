@@ -105,6 +105,7 @@ METRICS_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'ti
     abstention=_or_null(_object(('threshold', 'target', 'confidence', 'coverage', 'risk', 'bound', 'why', 'fixed_on', 'test'), threshold=_number, bound=_number, coverage=_figure, risk=_figure, **_whys)),
     sets=_or_null(_object(('q', 'alpha', 'method', 'why', 'fixed_on', 'test'), q=dict(type=['object', 'null']), alpha=dict(type='number'), method=dict(enum=['lac', 'aps']), **_whys)),
     strata=dict(type='array', items=_object(('variable', 'level', 'figure', 'value', 'low', 'high', 'n', 'patients', 'p_holm'), variable=dict(type='string'), level=dict(type='string'), figure=dict(type='string'), value=_number, low=_number, high=_number, n=dict(type='integer'), patients=dict(type='integer'), few=dict(type='boolean'), p=_number, p_holm=_number)),
+    leak=_or_null(_object(('all', 'clean', 'leaked', 'gap', 'lead'), **{k: _figure for k in ('all', 'clean', 'leaked', 'gap', 'lead')})),
     comparison=_or_null(_object(('against', 'differences'), against=dict(type='string'), differences=_figures)),
     seeds=_or_null(dict(type='object', additionalProperties=_figure)),
     patients=dict(type='object', additionalProperties=dict(type='integer')), scans=dict(type='object', additionalProperties=dict(type='integer')),
@@ -113,7 +114,7 @@ METRICS_SCHEMA = {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'ti
 
 # %% ../nbs/08g_metrics.ipynb #60f1f679
 KEYS = dict(test='figures of the test scans', valid='figures of the validation scans, which fixed temperature and thresholds and so flatter', confusion='by side: classes, and counts with rows as reference standard', operating='thresholds for urgent referral, fixed on validation scans, with their figures on test scans, as in the table and at the stated prevalence',
-    abstention='the confidence above which answers keep to a promised risk', sets='conformal prediction sets', strata='figures by scan size, border, quality and whatever the table holds', comparison='differences to a second model on the same scans', seeds='mean over several runs, with intervals that carry seeds and patients',
+    abstention='the confidence above which answers keep to a promised risk', sets='conformal prediction sets', strata='figures by scan size, border, quality and whatever the table holds', leak='accuracy on all test scans, on those that training had not met and on those it had, and the differences', comparison='differences to a second model on the same scans', seeds='mean over several runs, with intervals that carry seeds and patients',
     patients='patients by side', scans='scans by side', resamples='of patients, for intervals', seconds='what took how long', notes='what was left out, and why', policy='how scans were split', seed='of the training', arch='of the network', made='when')
 
 def metrics_keys()->pd.DataFrame:
