@@ -15,6 +15,7 @@ from scipy import sparse, stats
 
 from .core import *
 from .evaluate import *
+from .evaluate import _ratio
 
 # %% ../nbs/08b_compare.ipynb #577c7010
 def _one_row_each(a, b):
@@ -49,29 +50,25 @@ def aligned(
     return a.assign(patient=who), b.assign(patient=who)
 
 # %% ../nbs/08b_compare.ipynb #2fcae045
-def _over(a, b): return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=np.asarray(b) > 0)
-
-def _ours(k): return set(k) <= set(CLASSES) and set(k) & set(URGENT)
-
 def _shares(t):
     "{figure: (what each scan adds, which scans are counted, the most that one can add)}"
     k,every = list(classes_of(t)),np.ones(len(t))
     out = dict(accuracy=((t.predicted == t.label).to_numpy(), every, 1.))
     if (cost := error_cost(k)) is not None: out['weighted_error'] = cost[t.label.map(k.index), t.predicted.map(k.index)], every, 4.
-    if not _ours(k): return out
+    if not ours(t): return out
     y,said = [t[c].isin(URGENT).to_numpy() for c in ('label', 'predicted')]
     return out | dict(urgent_sensitivity=(y & said, y, 1.), urgent_specificity=(~y & ~said, ~y, 1.))
 
 def _claim(t, of):
     "What is claimed of each scan and how surely: urgent disease, or a class; raises `OctError` where the table knows neither"
     k,p = classes_of(t),probs(t)
-    if of == 'urgent' and _ours(k): return t.label.isin(URGENT).to_numpy(), p[:,np.isin(k, URGENT)].sum(1)
-    if of not in k: raise OctError(f'There is no class {of!r} in the table: choose one of {", ".join(k)}' + (', or urgent.' if _ours(k) else '.'))
+    if of == 'urgent' and ours(t): return t.label.isin(URGENT).to_numpy(), p[:,np.isin(k, URGENT)].sum(1)
+    if of not in k: raise OctError(f'There is no class {of!r} in the table: choose one of {", ".join(k)}' + (', or urgent.' if ours(t) else '.'))
     return (t.label == of).to_numpy(), p[:,k.index(of)]
 
 def _claims(t):
     "{figure: claims whose AUCs are averaged}"
-    out = dict(urgent_auc=[_claim(t, 'urgent')]) if _ours(classes_of(t)) else {}
+    out = dict(urgent_auc=[_claim(t, 'urgent')]) if ours(t) else {}
     return out | dict(macro_auc=[_claim(t, c) for c in classes_of(t)])
 
 # %% ../nbs/08b_compare.ipynb #d3c11a26
@@ -88,7 +85,7 @@ def _area(y, score, who, most):
     def auc(w):
         p,n = w@pos,w@neg
         below = np.cumsum(n, 1)-n
-        return _over((p*(below+n/2)).sum(1, dtype=float), p.sum(1, dtype=float)*n.sum(1, dtype=float))
+        return _ratio((p*(below+n/2)).sum(1, dtype=float), p.sum(1, dtype=float)*n.sum(1, dtype=float))
     return auc
 
 def _meter(t, who, most=None):
@@ -96,10 +93,10 @@ def _meter(t, who, most=None):
     sums = {m: np.stack([np.bincount(who, o) for o in (hit, among)], 1).astype(np.float32) for m,(hit,among,_) in _shares(t).items()}
     areas = {m: [_area(y, score, who, most) for y,score in claims] for m,claims in _claims(t).items()}
     def figures_of(w):
-        out = {m: _over(*(w@o).T.astype(float)) for m,o in sums.items()}
+        out = {m: _ratio(*(w@o).T.astype(float)) for m,o in sums.items()}
         for m,fs in areas.items():
             each = np.stack([f(w) for f in fs])
-            out[m] = _over(np.nansum(each, 0), np.isfinite(each).sum(0))
+            out[m] = _ratio(np.nansum(each, 0), np.isfinite(each).sum(0))
         return out
     return figures_of
 

@@ -19,6 +19,7 @@ from scipy.stats import beta, binom
 
 from .core import *
 from .evaluate import *
+from .evaluate import _ratio
 
 # %% ../nbs/08d_decide.ipynb #307ba4ee
 def scored(
@@ -84,8 +85,6 @@ def _resample(sums, resamples, seed, cells=20_000_000):
     "Sums (P, M) over patients drawn anew, (resamples, M), in blocks that fit memory"
     b = max(1, min(resamples, cells//len(sums)))
     return np.concatenate([draw_patients(len(sums), min(b, resamples-i), seed+i)@sums for i in range(0, resamples, b)]).astype(float)
-
-def _ratio(a, b): return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
 
 def _loosen(draws, n, seed):
     "Draws (B, T) without spread, although only `n` patients agree, replaced by such as the exact limits allow"

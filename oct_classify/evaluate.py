@@ -6,8 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['NAMES', 'classes_of', 'probs', 'check_predictions', 'imaginary', 'confusion', 'error_cost', 'from_confusion',
-           'patients_of', 'draw_patients', 'ranked', 'weighted_auc', 'values', 'interval', 'share', 'figures', 'title',
-           'in_percent', 'as_text', 'figure_table', 'class_table', 'plot_confusion']
+           'patients_of', 'draw_patients', 'ranked', 'weighted_auc', 'ours', 'values', 'interval', 'share', 'figures',
+           'title', 'in_percent', 'as_text', 'figure_table', 'class_table', 'plot_confusion']
 
 # %% ../nbs/08_evaluate.ipynb #7a68fa6d
 import os
@@ -170,11 +170,17 @@ def weighted_auc(y, score, w)->np.ndarray:
     return ranked(y, score, w)[0]
 
 # %% ../nbs/08_evaluate.ipynb #b32ecd5b
+def ours(
+    df:pd.DataFrame, # prediction table
+)->bool:
+    "Does the table know our classes alone, and so what is urgent?"
+    return set(classes_of(df)) <= set(CLASSES) and bool(set(classes_of(df)) & set(URGENT))
+
 def _scores(df):
     "{name: (is it, how sure)} for every AUC and average precision"
     k,p = classes_of(df),probs(df)
     out = {'{}_'+c: ((df.label == c).to_numpy(), p[:,i]) for i,c in enumerate(k)}
-    if set(k) <= set(CLASSES) and set(k) & set(URGENT): out = {'urgent_{}': (df.label.isin(URGENT).to_numpy(), p[:,np.isin(k, URGENT)].sum(1))} | out
+    if ours(df): out = {'urgent_{}': (df.label.isin(URGENT).to_numpy(), p[:,np.isin(k, URGENT)].sum(1))} | out
     return out
 
 def _named(o, classes):

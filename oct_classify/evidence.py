@@ -20,7 +20,6 @@ from .core import *
 from .decide import decision_curve, plot_decision_curve, plot_risk_coverage
 from .evaluate import *
 from .interpret import confusion_gallery, plot_top_losses, plot_typical
-from .metrics import ours
 from .page import *
 from .strata import plot_strata
 
