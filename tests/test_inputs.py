@@ -1,0 +1,144 @@
+"Scans from files, folders, archives, volumes and buckets: what is damaged costs a row, never the run"
+import builtins
+import importlib.util
+import io
+import subprocess
+import sys
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oct_classify import inputs
+from oct_classify.core import OctError
+from oct_classify.inputs import scan_files, scans_of
+from oct_classify.prepare import placed
+
+
+@pytest.fixture(scope='module')
+def fuzz(root):
+    spec = importlib.util.spec_from_file_location('fuzz', root/'bench/fuzz.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def sound(fuzz): return fuzz.sound_scans()
+
+
+def put(folder, sound, kind, name=None):
+    p = folder/(name or sound[kind][0])
+    p.write_bytes(sound[kind][1])
+    return p
+
+
+def test_import_is_light():
+    heavy = ('torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pydicom', 'fsspec', 'oct_converter', 'eyepy')
+    code = f'import sys, oct_classify.inputs; print([m for m in {heavy} if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_two_hundred_damaged_files(fuzz, tmp_path):
+    "Pixels or one sentence; anything else raises here"
+    seen = set()
+    for i, kind, at in fuzz.jobs(tmp_path, 217, 7, fuzz.tiny_bundle(tmp_path/'bundle', False)):
+        fuzz.read(at)
+        fuzz.clear(at)
+        seen.add(kind)
+    assert {'jpeg grey', 'zip', 'csv', 'vol', 'config.json', 'model.safetensors'} <= seen
+
+
+def test_what_is_sound_is_answered(fuzz, sound, tmp_path):
+    for k, (name, data) in sound.items():
+        if k == 'csv': continue
+        (at := tmp_path/k).mkdir()
+        (at/name).write_bytes(data)
+        got = fuzz.read_scan(at/name)
+        assert got['answered'] and not got['refused'], k
+
+
+def test_pictures_are_listed_without_being_opened(tmp_path, monkeypatch):
+    for i in range(20): (tmp_path/f'{i}.png').write_bytes(b'x')
+
+    def shut(*a, **k): raise AssertionError(f'opened {a}')
+    with monkeypatch.context() as m:
+        m.setattr(builtins, 'open', shut)
+        m.setattr(io, 'open', shut)
+        assert len(scans_of(tmp_path)) == len(scan_files([tmp_path])) == 20
+
+
+def test_a_zip_is_not_unpacked(sound, tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for n in ('../../up.png', '/abs.png', 'C:\\x.png', 'CNV/ok.png'): z.writestr(n, sound['png 8'][1])
+        z.writestr('bad.png', b'no picture')
+    scans = scans_of(tmp_path/'a.zip')
+    assert len(scans) == 5 and sum(isinstance(s.image(), bytes) for s in scans) == 5
+    with pytest.raises(OctError): placed(scans[-1].image(), 64)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.zip'] and not (tmp_path.parent.parent/'up.png').exists()
+
+
+def test_an_encrypted_member_costs_its_row(sound, tmp_path):
+    p = tmp_path/'a.zip'
+    with zipfile.ZipFile(p, 'w') as z:
+        for n in ('a.png', 'b.png'): z.writestr(n, sound['png 8'][1])
+    b = bytearray(p.read_bytes())
+    k = b.find(b'PK\x01\x02')
+    b[k+8] |= 1 # the flag of the first entry in the directory
+    p.write_bytes(b)
+    first, second = scans_of(p)
+    with pytest.raises(OctError, match='encrypted'): first.image()
+    assert placed(second.image(), 64)[0].shape == (64, 64)
+
+
+def test_a_hundred_volumes_hold_two(sound, tmp_path, monkeypatch):
+    pytest.importorskip('pydicom')
+    for i in range(100): put(tmp_path, sound, 'dicom rle 3', f'{i:03d}.dcm')
+    scans = scans_of(tmp_path)
+    assert len(scans) == 300
+    alive = lambda: sum(v._got is not None for v in {id(s._of): s._of for s in scans}.values())
+    most = 0
+    for s in scans:
+        s.image()
+        most = max(most, alive())
+    assert most == 2
+
+
+def test_threads_read_the_same(sound, tmp_path):
+    pytest.importorskip('pydicom')
+    for k in ('vol', 'e2e', 'fda', 'fds', 'img', 'zip', 'dicom j2k 3', 'dicom rle 3'):
+        (tmp_path/k).mkdir()
+        put(tmp_path/k, sound, k)
+    one = [placed(s.image(), 64)[0] for s in scans_of(tmp_path)]
+    scans = scans_of(tmp_path)*8
+    np.random.default_rng(0).shuffle(order := list(range(len(scans))))
+    with ThreadPoolExecutor(8) as ex: many = list(ex.map(lambda i: placed(scans[i].image(), 64)[0], order))
+    for i, px in zip(order, many): assert (px == one[i % len(one)]).all()
+    assert threading.active_count() < 30
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only here may a name be any bytes')
+def test_a_name_that_is_not_utf8(sound, tmp_path):
+    import os
+    (tmp_path/os.fsdecode(b'Gr\xf6\xdfe.png')).write_bytes(sound['png 8'][1])
+    s, = scans_of(tmp_path)
+    s.name.encode() # can be stored and printed
+    assert placed(s.image(), 64)[0].shape == (64, 64)
+
+
+def test_limits_hold_before_anything_is_decoded(tmp_path, monkeypatch):
+    Image.new('1', (20_000, 20_000)).save(tmp_path/'a.png')
+    with pytest.raises(OctError, match='million'): placed(scans_of(tmp_path/'a.png')[0].image(), 64)
+    monkeypatch.setattr(inputs, 'MAX_FILE', 1000)
+    with pytest.raises(OctError, match='at most'): scans_of(tmp_path/'a.png')[0].image()
+
+
+def test_without_the_extra(sound, tmp_path, monkeypatch):
+    put(tmp_path, sound, 'dicom plain 1') if 'dicom plain 1' in sound else (tmp_path/'x.dcm').write_bytes(bytes(128)+b'DICM')
+    monkeypatch.setitem(sys.modules, 'pydicom', None)
+    s, = scans_of(tmp_path)
+    with pytest.raises(OctError, match=r"pip install 'oct_classify\[formats\]'"): s.image()
