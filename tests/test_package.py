@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 
 def loaded(module):
@@ -15,11 +16,30 @@ def test_the_package_itself_is_light():
     assert not loaded('oct_classify') & {'numpy', 'pandas', 'torch', 'fastai', 'PIL'}
 
 
-@pytest.mark.parametrize('room', ['core', 'prepare', 'network', 'predict', 'evaluate', 'cli'])
+@pytest.mark.parametrize('room', ['core', 'prepare', 'network', 'bundle', 'inputs', 'ood', 'parts', 'predict', 'batch', 'app', 'evaluate', 'cli'])
 def test_no_fastai_where_none_is_needed(room):
     got = loaded(f'oct_classify.{room}')
     assert 'fastai' not in got
-    if room in ('core', 'prepare', 'evaluate', 'cli'): assert 'torch' not in got
+    if room != 'network': assert not got & {'torch', 'timm'}
+    if room in ('bundle', 'inputs', 'ood', 'parts', 'predict'): assert not got & {'sklearn', 'matplotlib', 'pydicom', 'ray', 'onnxruntime'}
 
 
 def test_the_check_sees_fastai(): assert 'fastai' in loaded('oct_classify.train')
+
+
+def test_an_answer_without_pytorch(tmp_path):
+    "A bundle answers in a process where neither PyTorch nor what trains can be imported"
+    pytest.importorskip('onnxruntime')
+    from oct_classify.bundle import save_bundle
+    from oct_classify.core import CLASSES
+    from oct_classify.network import network
+    from oct_classify.phantom import Phantom
+    from oct_classify.predict import OctModel
+    b = save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'), onnx=True)
+    Image.fromarray(Phantom(1, 'DME').image).save(tmp_path/'x.png')
+    code = """import sys
+for m in ('torch', 'torchvision', 'timm', 'fastai', 'sklearn', 'matplotlib', 'captum'): sys.modules[m] = None
+from oct_classify.predict import OctModel
+print(OctModel.load(sys.argv[1]).predict([sys.argv[2]]).p_DME[0])"""
+    p = float(subprocess.run([sys.executable, '-c', code, b, tmp_path/'x.png'], check=True, capture_output=True, text=True).stdout)
+    assert abs(p-OctModel.load(b, engine='torch', device='cpu').predict([tmp_path/'x.png']).p_DME[0]) < 1e-3
