@@ -86,8 +86,8 @@ def predict_folder(
     t = t[~bad]
     if not len(t): raise OctError(f'No scan in {data} can be used for a test: {notes[0] if notes else "check the folder."}')
     say(f'Evaluating {len(t):,} scans' + (' of the test folder' if by_folder else '') + '.')
-    p = model.predict([Path(data)/o for o in t.path], t.path).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
-    return check_predictions(p[~p.abstain]), _carried(bundle), notes
+    p = model.predict([Path(data)/o for o in t.path], t.path, abstain=False).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
+    return check_predictions(p[p.filter(like='p_').notna().all(axis=1)]), _carried(bundle), notes
 
 # %% ../nbs/13d_assess.ipynb #dc68cd40
 TRAITS = dict(width='width in pixels', border='share of white border', contrast='contrast at the RPE', spread='raggedness of the RPE', scans='scans of the patient')
@@ -161,7 +161,7 @@ def evaluate(
     t0 = time.time()
     if (predictions is None) == (bundle is None or data is None): raise OctError('Give a bundle and a folder of scans, or --predictions FILE.')
     if predictions is None:
-        from oct_classify.predict import load_config
+        from oct_classify.bundle import load_config
         test,valid,notes = predict_folder(bundle, data)
         o = dict(data=data, config=load_config(bundle), bundle=str(bundle), folder=str(data))
     else:

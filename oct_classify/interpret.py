@@ -419,7 +419,7 @@ def _worse(*words): return next(o for o in ('suspicious', 'open', 'clear') if o 
 # %% ../nbs/09_interpret.ipynb #f705c4a0
 def _answers(model, images):
     "Probabilities (N, K) that the model gives"
-    with redirect_stderr(io.StringIO()): t = model.predict(images) # how many were seen whole is no news here
+    with redirect_stderr(io.StringIO()): t = model.predict(images, abstain=False) # how many were seen whole is no news here
     p = t[[f'p_{c}' for c in model.classes]].to_numpy(float)
     if np.isnan(p).any(): raise OctError('The model gave no answer to some of the disturbed scans: check that it takes any grey image.')
     return p
@@ -435,7 +435,7 @@ def _asked(model, images, f, seed, block=128):
     return np.concatenate([_answers(model, list(_greys(images[i:i+block], f, seed, i))) for i in range(0, len(images), block)])
 
 def shortcut_check(
-    model, # `OctModel`, or anything with `classes` and a `predict(images)` that gives columns p_…
+    model, # `OctModel`, or anything with `classes` and a `predict(images, abstain=False)` that gives columns p_…
     images, # paths or arrays, as stored
     labels, # reference class of each
     patients=None, # of each; None: every scan is its own
