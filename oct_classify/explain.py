@@ -385,7 +385,7 @@ def write_explanations(
     um:float|None=None, # micrometres per column
 )->dict: # 'written': paths of pictures; 'failed': sentences
     "A picture per scan, and index.html; raises `OctError` where not one scan could be read"
-    from oct_classify.predict import RESEARCH_USE
+    from oct_classify.bundle import RESEARCH_USE
     model,out,rows,whys = as_model(model),make_dir(out),[],[]
     for i,f in enumerate(progress(list(files), desc='Drawing maps')):
         try: fig = explain(model, [f], method, target, um)
@@ -406,4 +406,4 @@ def explain_files(
     **kwargs, # of `write_explanations`
 )->dict: # 'written': paths of pictures; 'failed': sentences
     "Maps for files, by a bundle"
-    return write_explanations(OctModel.load(model) if isinstance(model, (str, Path)) else model, files, out, **kwargs)
+    return write_explanations(OctModel.load(model, engine='torch') if isinstance(model, (str, Path)) else model, files, out, **kwargs)

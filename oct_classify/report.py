@@ -152,7 +152,7 @@ def write_report(
     checklist:pd.DataFrame|None=None, # of `crosswalk`
 ):
     "Write a self-contained HTML report"
-    from oct_classify.predict import RESEARCH_USE
+    from oct_classify.bundle import RESEARCH_USE
     p,figs = check_predictions(preds),m['test']
     right = int((p.predicted == p.label).sum())
     lead = f'{right:,} of {len(p):,} scans{" of patients the model had not met" if df is not None and verified else ""} were classified correctly.'
@@ -177,7 +177,7 @@ def made_with(
     config:dict, # of the bundle
 )->list: # (what, value) pairs
     "How a model was made, in words"
-    from oct_classify.predict import course
+    from oct_classify.bundle import course
     c,total = config,m['seconds']['total']
     made = [('network', f"{c['arch'].replace('+', ' + ')}, weights started from: {c['weights']}, {c['size'][0]}x{c['size'][1]} grey pixels, view {c['view']}"),
         ('training', f"{course(c)}; {c['balance']}; seed {c['seed']}"),
@@ -278,7 +278,7 @@ def write_comparison(
     made:list, # (what, value) pairs
 ):
     "Write the page that sets policies side by side"
-    from oct_classify.predict import RESEARCH_USE
+    from oct_classify.bundle import RESEARCH_USE
     ps = m['policies']
     has = [k for k in MAIN if any(k in o['test'] for o in ps.values())]
     rows = [(title(k), [as_text(o['test'][k], k) if k in o['test'] else '' for o in ps.values()]) for k in has]
