@@ -34,6 +34,7 @@ def _engine(bundle, device, int8):
 
 class _Onnx:
     "A network in ONNX Runtime; raises `OctError` where the file is not what the config says"
+    bs = 4
     def __init__(self, bundle, config, int8=False, threads=None):
         if not importlib.util.find_spec('onnxruntime'): raise OctError("ONNX Runtime is not installed: pip install 'oct_classify[onnx]'.")
         import onnxruntime as ort
@@ -41,7 +42,7 @@ class _Onnx:
         self.int8,name = int8,'model.int8.onnx' if int8 else 'model.onnx'
         intact(bundle, config, name, *([] if int8 else ['model.onnx.data']))
         o = ort.SessionOptions()
-        o.log_severity_level,o.intra_op_num_threads = 4,threads or _cores()
+        o.log_severity_level,o.intra_op_num_threads,self.lanes = 4,1,threads or _cores()
         wrong = OctError(f'{Path(bundle)/name} is damaged or does not fit its config.json: get the bundle again.')
         try:
             with contextlib.redirect_stdout(io.StringIO()): self.session = ort.InferenceSession(str(Path(bundle)/name), o, providers=['CPUExecutionProvider']) # which prints what it makes of damaged files
@@ -61,7 +62,7 @@ def _cores():
 
 class _Torch:
     "A network in PyTorch"
-    int8 = False
+    int8,lanes,bs = False,1,16
     def __init__(self, net, device=None):
         import torch
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -138,7 +139,7 @@ class OctModel:
         engine:str|None=None, # 'torch' or 'onnx'; None: ONNX Runtime where it can, unless there is a GPU
         device=None, # of PyTorch
         int8:bool=False, # the network in eight bits, by ONNX Runtime
-        threads:int|None=None, # of ONNX Runtime; None: one per core
+        threads:int|None=None, # batches that ONNX Runtime works on at a time; None: one per core
     ):
         "Load a bundle; no code in it is run, and what is damaged is refused with an `OctError`"
         c = load_config(bundle)
@@ -165,7 +166,9 @@ class OctModel:
         z,f = self.run(px, features)
         return (z+self.run(np.ascontiguousarray(px[...,::-1]), False)[0])/2 if self.config['mirror'] else z, f
 
-    def _all(self, f, pixels, bs): return [f(pixels[i:i+bs]) for i in progress(range(0, len(pixels), bs), desc='Predicting')]
+    def _all(self, f, pixels, bs):
+        at = range(0, len(pixels), bs)
+        return list(progress(ahead(lambda i: f(pixels[i:i+bs]), at, self.run.lanes, self.run.lanes+1), len(at), 'Predicting'))
 
     def logits(self,
         pixels:np.ndarray, # (N, H, W) uint8, prepared
@@ -256,16 +259,17 @@ def answers(self:OctModel,
 def stream(self:OctModel,
     scans, # iterable of objects with `name` and `image()`, see `scans_of`
     block:int=1024, # rows of each table
-    bs:int=16, # scans per batch
+    bs:int|None=None, # scans per batch; None: what suits the engine
     workers:int|None=None, # threads that decode; None: one per core
     abstain:bool=True, # from what is no scan
 ): # iterator of prediction tables
     "Prediction tables of `block` rows each, of any number of scans in little memory"
-    n = workers or _cores()
-    ready = ahead(lambda o: self.ready(o, abstain and bool(self.inputs)), scans, n, 2*bs+n)
+    n,bs,lanes = workers or _cores(),bs or self.run.bs,self.run.lanes
+    ready = ahead(lambda o: self.ready(o, abstain and bool(self.inputs)), scans, n, 2*bs*lanes+n)
     fell = seen = 0
-    for group in _groups(_groups(ready, bs), -(-block//bs)):
-        got,rows = [self.answers(b, abstain) for b in group],[o for b in group for o in b]
+    answered = ahead(lambda b: (b, self.answers(b, abstain)), _groups(ready, bs), lanes, lanes+1)
+    for group in _groups(answered, -(-block//bs)):
+        rows,got = [o for b,_ in group for o in b],[o for _,o in group]
         fell,seen = fell+sum(o.whole for o in rows),seen+len(rows)
         yield prediction_table([o.name for o in rows], np.concatenate([p for p,_ in got]), self.classes, self.config['thresholds'], [w for _,ws in got for w in ws])
     _say_whole(fell, seen)
