@@ -216,6 +216,7 @@ def model_card(
 - **Data**: {data}
 - **Class balance**: {config.get('balance', 'not stated')}. Probabilities assume that classes are equally frequent; where they are not, correct for the prior.
 - **Calibration**: temperature {config.get('temperature', 1.):.2f}, fitted on validation scans.
+- **Abstains**: where no class reaches {config.get('thresholds', DEFAULTS['thresholds']).get('confidence', 0):.0%}, from files that can't be read, and, with inputs.safetensors beside it, from pictures unlike its training scans, among them about one in eighty of scans that are like those.
 - **Limits**: other devices, other populations, other diseases and poor scans were not tested unless listed here. A scan of a fifth disease is still called one of the classes above.
 
 | figure (95 % interval, patients resampled) | value | scans |
