@@ -16,12 +16,12 @@ def test_the_package_itself_is_light():
     assert not loaded('oct_classify') & {'numpy', 'pandas', 'torch', 'fastai', 'PIL'}
 
 
-@pytest.mark.parametrize('room', ['core', 'prepare', 'network', 'bundle', 'inputs', 'ood', 'parts', 'predict', 'batch', 'app', 'evaluate', 'cli'])
+@pytest.mark.parametrize('room', ['core', 'prepare', 'network', 'bundle', 'inputs', 'volumes', 'ood', 'parts', 'predict', 'batch', 'app', 'evaluate', 'cli'])
 def test_no_fastai_where_none_is_needed(room):
     got = loaded(f'oct_classify.{room}')
     assert 'fastai' not in got
     if room != 'network': assert not got & {'torch', 'timm'}
-    if room in ('bundle', 'inputs', 'ood', 'parts', 'predict'): assert not got & {'sklearn', 'matplotlib', 'pydicom', 'ray', 'onnxruntime'}
+    if room in ('bundle', 'inputs', 'volumes', 'ood', 'parts', 'predict'): assert not got & {'sklearn', 'matplotlib', 'pydicom', 'ray', 'onnxruntime'}
 
 
 def test_the_check_sees_fastai(): assert 'fastai' in loaded('oct_classify.train')
