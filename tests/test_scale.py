@@ -95,6 +95,7 @@ def gone(pid):
 @pytest.mark.skipif(sys.platform != 'linux', reason='processes are watched through /proc')
 def test_worker_and_driver_killed(work, tmp_path, capsys):
     from oct_classify.audit import look
+    from oct_classify.batch import predict_files
     from oct_classify.data import kept_table
     from oct_classify.inputs import scans_of
     from oct_classify.predict import OctModel
@@ -131,6 +132,9 @@ def test_worker_and_driver_killed(work, tmp_path, capsys):
     pd.testing.assert_frame_equal(read, kept_table(data, tmp_path/'kept.parquet', look=look))
     assert [o for o in sorted(os.listdir(tmp_path)) if 'scans' in o] == ['scans.parquet']
     assert 'raylet' not in capsys.readouterr().out
+    folder.rename(tmp_path/'t.csv.parts') # nothing is left to do, so the command only puts the parts together
+    predict_files(bundle, [data], tmp_path/'t.csv', engine='ray')
+    assert pd.read_csv(tmp_path/'t.csv').path.tolist() == one.path.tolist() and not (tmp_path/'t.csv.parts').exists()
 
 
 @ray
