@@ -21,6 +21,7 @@ from .data import scan_table
 from .network import *
 from .pack import *
 from .phantom import phantom_folder
+from .serving import serving_rates, serving_ratios
 from .train import *
 
 # %% ../nbs/14_bench.ipynb #e58d02db
@@ -129,7 +130,7 @@ def train_rates(
 # %% ../nbs/14_bench.ipynb #25090e6a
 def bench(
     repeat:int=5, # runs of each
-    only=('loader', 'augmented', 'train'),
+    only=('loader', 'augmented', 'train', 'predict'),
 )->dict: # 'ratios', 'scans_per_second', and on what
     "Measure this machine"
     with tempfile.TemporaryDirectory() as d:
@@ -138,9 +139,11 @@ def bench(
         if 'loader' in only: rates |= dict(loader=loader_rates(table, root, False, repeat), packing=dict(ours=[packing_rate(table, root) for _ in range(repeat)]))
         if 'augmented' in only: rates['augmented'] = loader_rates(table, root, True, repeat)
         if 'train' in only: rates['train'] = train_rates(table, root, repeat)
+        if 'predict' in only: rates['predict'] = serving_rates([Path(root)/p for p in table.path.sample(frac=1, random_state=0)[:128]], repeat)
     names = dict(loader='loader_vs_fastai', augmented='augmented_loader_vs_fastai', train='train_vs_fastai')
     ratios = {names[k]: statistics.median(a/b for a,b in zip(r['ours'], r['fastai'])) for k,r in rates.items() if 'fastai' in r}
     if 'loader' in rates: ratios['packing_vs_fastai_epoch'] = statistics.median(a/b for a,b in zip(rates['packing']['ours'], rates['loader']['fastai']))
+    if 'predict' in only: ratios |= serving_ratios(rates['predict'])
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     return dict(ratios=ratios, scans_per_second={k: {s: round(statistics.median(v), 1) for s,v in r.items()} for k,r in rates.items()}, runs=rates, repeat=repeat, scans=len(table),
         hardware=f'{os.cpu_count()} CPU cores ({platform.machine()}), {gpu}', torch=torch.__version__, date=datetime.date.today().isoformat(), data='OCT_DATA' if os.environ.get('OCT_DATA') else 'phantoms')
