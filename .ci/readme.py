@@ -33,7 +33,7 @@ def block(cell):
 
 
 def relink(md, docs):
-    md = re.sub(r'\]\((\d\w*?)_(\w+)\.ipynb\)', lambda m: f']({docs}{m[2]}.html)', md)
+    md = re.sub(r'\]\((?:\d\w*?_|(tutorials/))(\w+)\.ipynb\)', lambda m: f']({docs}{m[1] or ""}{m[2]}.html)', md)
     return re.sub(r'\]\(images/', '](nbs/images/', md)
 
 
