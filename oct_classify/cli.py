@@ -213,7 +213,7 @@ def _looks(model, df, data, lookalikes):
     "What the scans of training and validation look like, and some of them as thumbnails"
     from oct_classify.predict import as_scans, training_looks
     t = df[df.split.isin(('train', 'valid'))]
-    return training_looks(model, as_scans([Path(data)/p for p in t.path]), t.patient.fillna(t.path).astype(str), t.label.map(model.classes.index), lookalikes)
+    return training_looks(model, as_scans([Path(data)/p for p in t.path]), t.patient.astype('string').fillna(t.path), t.label.map(model.classes.index), lookalikes)
 
 def _leak(test, df):
     "What test scans that training had met add to accuracy; None where there is none"

@@ -130,7 +130,7 @@ def quantise(
     px,whys = prepared(t.path)
     ok = np.array([not w for w in whys])
     full,eight = [OctModel.load(bundle, engine='onnx', int8=i).probs(px[ok]).argmax(1) for i in (False, True)]
-    y,who = t.label[ok].map(c['classes'].index).to_numpy(),pd.factorize(t.patient[ok].fillna(t.path[ok]))[0]
+    y,who = t.label[ok].map(c['classes'].index).to_numpy(),pd.factorize(t.patient[ok].astype('string').fillna(t.path[ok]))[0]
     got = dict(accuracy=share(full == y, who=who), accuracy_int8=share(eight == y, who=who), same=share(full == eight, who=who), scans='validation and test', calibrated_on=int(scans))
     write_config(bundle, load_config(bundle) | dict(int8=got))
     return got
