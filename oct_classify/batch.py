@@ -60,8 +60,7 @@ def _told(t):
     "What a person should know of the answers"
     silent = t.filter(like='p_').isna().all(axis=1)
     n,torn = int(silent.sum()),int((t.abstain & ~silent).sum())
-    one = lambda k,what: f"{k:,} {what}"
-    got = [one(n, "can't be read or look like no scan of the kind that the model knows")]*(n > 0) + [one(torn, 'leave it torn between classes')]*(torn > 0)
+    got = [f"{n:,} can't be read or look like no scan of the kind that the model knows"]*(n > 0) + [f'{torn:,} leave it torn between classes']*(torn > 0)
     return f"No answer to {n+torn:,} of {len(t):,}: {' and '.join(got)}; the column why says which." if got else ''
 
 def predict_files(

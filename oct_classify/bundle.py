@@ -72,7 +72,8 @@ def save_bundle(
             if a: (d/f'{name}.safetensors').write_bytes(save_arrays({k: np.ascontiguousarray(v) for k,v in a.items()}))
         if onnx:
             from oct_classify.export import write_onnx
-            write_onnx(net, d, config['size'])
+            try: write_onnx(net, d, config['size'])
+            except OctError as e: say(e) # a bundle without is a bundle still
         write_config(d, config)
     return Path(path)
 

@@ -188,7 +188,6 @@ def _check_early(data, arch=None, size=None, view=None, policy='clean', split=No
 def finish(model, df, data, out, o, seconds, t0, heading, test=True, study=None, lookalikes=0):
     "Evaluate, save the bundle, write metrics and report"
     from oct_classify.bundle import model_card, save_bundle
-    from oct_classify.export import has_onnx
     t = time.time()
     preds = evaluate_stage(model, df if test else df[df.split != 'test'], data)
     c = model.config
@@ -196,8 +195,7 @@ def finish(model, df, data, out, o, seconds, t0, heading, test=True, study=None,
     strata = strata_of(preds['test'], data) if test else None
     m = metrics_dict(preds, {}, **_about(df, c, o), notes=notes, strata=records(strata), leak=_leak(preds['test'], df) if test else None)
     both = pd.concat([p for p in preds.values() if len(p)] or [preds['valid']], ignore_index=True)
-    save_bundle(out/'bundle', model.net, c, both, model_card(c, _card_rows(m, test), _card_data(m, test)), _seen(df), *_looks(model, df, data, lookalikes), onnx=has_onnx())
-    if not has_onnx(): say("The bundle needs PyTorch, as what writes ONNX is not installed: pip install 'oct_classify[onnx]', then oct-classify export.")
+    save_bundle(out/'bundle', model.net, c, both, model_card(c, _card_rows(m, test), _card_data(m, test)), _seen(df), *_looks(model, df, data, lookalikes), onnx=True)
     say(f'Model bundle: {out/"bundle"}')
     if not test: return None
     save_table(both, out/'predictions.parquet')

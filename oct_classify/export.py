@@ -121,7 +121,7 @@ def quantise(
     bundle, # folder that holds `model.onnx`
     data, # folder of scans that it was trained on
     scans:int=128, # of training, to see what flows through the network
-)->dict: # as stored in config.json: accuracy in full precision and in eight bits, their difference, and share of equal answers, each a figure
+)->dict: # as stored in config.json: accuracy in full precision and in eight bits, and share of equal answers, each a figure
     "Write `model.int8.onnx`, and measure on validation and test scans what it costs"
     t,root,c = _held(bundle, data),Path(data),load_config(bundle)
     prepared = lambda paths: prepare_many([root/o for o in paths], c['size'], c['view'])
