@@ -112,12 +112,12 @@ def _in_turn(out):
 def _seen(df): return df.loc[df.split.isin(('train', 'valid')), ['patient', 'sha256']]
 
 def _predicted(model, df, data, side):
-    "Logits and prediction table of one side; scans that can't be read any more are left out"
+    "Logits and prediction table of one side, with an answer also where the model is torn; scans that can't be read any more are left out"
     t = df[df.split == side]
     px,whys = prepare_many([Path(data)/p for p in t.path], model.config['size'], model.config['view'])
     ok = np.array([not w for w in whys], bool)
     t,z = t[ok],model.logits(px[ok])
-    return z, lambda: model.table(t.path, model.calibrated(z)).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'), split=side)
+    return z, lambda: model.table(t.path, p := model.calibrated(z)).assign(predicted=np.array(model.classes)[p.argmax(1)], label=t.label.values, patient=pd.array(t.patient, dtype='Int64'), split=side)
 
 def evaluate_stage(model, df, data):
     "Predictions of validation and test; fits the temperature on validation first"
@@ -401,17 +401,11 @@ def _add_recipe(g):
     add('--precision', choices=('auto', 'fp32', 'bf16', 'fp16'), help='of the multiplications (by device)')
     add('--compile', action='store_true', help='torch.compile the network')
 
-def parser()->argparse.ArgumentParser:
-    "All commands and their options"
-    from oct_classify import __version__
-    top = _Parser('oct-classify', description='Classify retinal OCT scans. For research use only.')
-    top.add_argument('--version', action='version', version=__version__)
-    sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
+def _add_scans(sub):
+    "From nothing to scans that are understood"
     p = sub.add_parser('demo', help='everything on synthetic scans; no network, no credentials')
     p.add_argument('--out', default='oct-demo', help='output folder (%(default)s)')
     p.add_argument('--seed', type=_whole, default=42)
-    _add_run(sub, 'run', 'from a folder of scans to a trained, tested classifier and a report', 'oct-out', '; official,clean runs both and shows side by side what the leak is worth')
-    _add_run(sub, 'train', 'as run, but the test scans are not looked at: bundle only', 'oct-out')
     p = sub.add_parser('download', help="Kaggle's data set, or an archive at hand, as a verified folder of scans")
     p.add_argument('dest', nargs='?', default='data', metavar='DIR', help='folder for the scans; one that holds scans is left as it is (%(default)s)')
     p.add_argument('--zip', metavar='FILE', help='an archive at hand, in place of Kaggle')
@@ -423,6 +417,14 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--test', metavar='FILE', help='with a list of names: the list of those that are the test set')
     p.add_argument('--strict', action='store_true', help='exit with 1 where something would bias a test')
     p.add_argument('--engine', choices=('ray',), help='read the scans on a Ray cluster'); _add_cluster(p)
+
+def _add_training(sub):
+    "From scans to a model"
+    _add_run(sub, 'run', 'from a folder of scans to a trained, tested classifier and a report', 'oct-out', '; official,clean runs both and shows side by side what the leak is worth')
+    _add_run(sub, 'train', 'as run, but the test scans are not looked at: bundle only', 'oct-out')
+
+def _add_judging(sub):
+    "From a model to evidence"
     p = sub.add_parser('evaluate', help='figures of a bundle on a folder, or of a table of predictions')
     p.add_argument('bundle', nargs='?'); p.add_argument('data', nargs='?')
     p.add_argument('--predictions', nargs='+', metavar='FILE', help='CSV or parquet with the columns path, label and p_<class>, and perhaps patient and split (test, valid); several files: runs of one recipe on the same scans')
@@ -438,10 +440,9 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--method', choices=METHODS, help='how (the one that its tests speak for)')
     p.add_argument('--um', type=_number, metavar='MICROMETRES', help='width of a column of the scan, for a scale bar')
     p.add_argument('--out', default='oct-explain', help='output folder (%(default)s)')
-    p = sub.add_parser('bench', help='how fast this machine loads and trains, as ratios to plain fastai')
-    p.add_argument('--json', metavar='FILE', help='write the figures there')
-    p.add_argument('--repeat', type=_whole, default=5, help='runs of each measurement; figures are medians (%(default)s)')
-    p.add_argument('--only', nargs='+', choices=BENCHES, default=list(BENCHES), help='measure these alone')
+
+def _add_answering(sub):
+    "From a model to answers"
     p = sub.add_parser('predict', help='classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs')
     p.add_argument('bundle'); p.add_argument('paths', nargs='+', metavar='path')
     p.add_argument('--out', metavar='FILE', help='.csv, .parquet or .json (CSV on standard output); a run that was stopped goes on where it was')
@@ -456,6 +457,18 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--port', type=_whole, default=8866, help='where it listens, on this machine alone (%(default)s)')
     p.add_argument('--folder', metavar='DIR', help='scans to be offered as examples')
     p.add_argument('--no-browser', dest='open_browser', action='store_false', help='do not open a browser')
+    p = sub.add_parser('bench', help='how fast this machine loads and trains, as ratios to plain fastai')
+    p.add_argument('--json', metavar='FILE', help='write the figures there')
+    p.add_argument('--repeat', type=_whole, default=5, help='runs of each measurement; figures are medians (%(default)s)')
+    p.add_argument('--only', nargs='+', choices=BENCHES, default=list(BENCHES), help='measure these alone')
+
+def parser()->argparse.ArgumentParser:
+    "All commands and their options"
+    from oct_classify import __version__
+    top = _Parser('oct-classify', description='Classify retinal OCT scans. For research use only.')
+    top.add_argument('--version', action='version', version=__version__)
+    sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for add in (_add_scans, _add_training, _add_judging, _add_answering): add(sub)
     for p in sub.choices.values(): p.add_argument('--quiet', action='store_true', help='no progress, no remarks')
     return top
 

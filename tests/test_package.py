@@ -43,3 +43,21 @@ from oct_classify.predict import OctModel
 print(OctModel.load(sys.argv[1]).predict([sys.argv[2]]).p_DME[0])"""
     p = float(subprocess.run([sys.executable, '-c', code, b, tmp_path/'x.png'], check=True, capture_output=True, text=True).stdout)
     assert abs(p-OctModel.load(b, engine='torch', device='cpu').predict([tmp_path/'x.png']).p_DME[0]) < 1e-3
+
+
+def test_a_network_that_can_not_be_written_as_onnx_still_gets_its_bundle(tmp_path, capsys):
+    "A head that decides by what it sees has no fixed graph"
+    from oct_classify.bundle import save_bundle
+    from oct_classify.core import CLASSES
+    from oct_classify.network import network
+    from oct_classify.phantom import Phantom
+    from oct_classify.predict import OctModel
+    net = network('resnet10t', size=64).eval()
+
+    class Odd(type(net.head)):
+        def forward(self, x): return super().forward(x) if float(x.sum()) > 0 else x[:, :4]
+    net.head.__class__ = Odd
+    b = save_bundle(tmp_path/'b', net, dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'), onnx=True)
+    assert 'so its bundle needs PyTorch.' in capsys.readouterr().err
+    assert not [p for p in b.iterdir() if 'onnx' in p.name]
+    assert OctModel.load(b).predict([Phantom(1, 'DME').image]).confidence.notna().all()
