@@ -9,7 +9,7 @@ __all__ = ['SCHEMA', 'RESEARCH_USE', 'DEFAULTS', 'versions', 'table_hash', 'writ
            'load_net', 'load_arrays', 'thumbnail', 'neighbour_arrays', 'lookalikes', 'course', 'model_card']
 
 # %% ../nbs/10b_bundle.ipynb #de6dfa01
-import hashlib, json, math, platform
+import hashlib, json, math, platform, shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,9 +48,21 @@ def write_config(
     text = json.dumps(config | dict(sums=sums), indent=1)
     with atomic_write(Path(folder)/'config.json') as f: f.write(text+'\n')
 
+def _network_files(folder, net, size, onnx):
+    from safetensors.torch import save
+    (folder/'model.safetensors').write_bytes(save({k: v.contiguous() for k,v in net.state_dict().items()}))
+    if not onnx: return
+    from oct_classify.export import write_onnx
+    try: write_onnx(net, folder, size)
+    except OctError as e: say(e) # a bundle without is a bundle still
+
+def _kept_network(bundle, folder):
+    intact(bundle, load_config(bundle), 'model.safetensors')
+    for p in Path(bundle).glob('model.*'): shutil.copy2(p, folder)
+
 def save_bundle(
     path, # folder to write
-    net, # nn.Module from `network` or `train`
+    net, # nn.Module from `network` or `train`; None: the network of the bundle that stands at `path`
     config:dict, # arch, classes, size, view, and what else should be known
     predictions:pd.DataFrame|None=None, # table behind the figures
     card:str='', # MODEL_CARD.md
@@ -59,21 +71,17 @@ def save_bundle(
     neighbours:dict|None=None, # arrays of `neighbour_arrays`
     onnx:bool=False, # write the network for ONNX Runtime too, which takes seconds
 )->Path: # `path`
-    "Write a model bundle, complete or not at all"
+    "Write a model bundle, complete or not at all; raises `OctError` where it can't be written"
     from safetensors.numpy import save as save_arrays
-    from safetensors.torch import save
     config = DEFAULTS | config | dict(versions=versions())
     with atomic_dir(path) as d:
-        (d/'model.safetensors').write_bytes(save({k: v.contiguous() for k,v in net.state_dict().items()}))
+        if net is not None: _network_files(d, net, config['size'], onnx)
+        else: _kept_network(path, d)
         (d/'MODEL_CARD.md').write_text(card or f'# Model card\n\n{RESEARCH_USE}\n', encoding='utf-8')
         for name,t in (('predictions', predictions), ('training', seen)):
             if t is not None: t.to_parquet(d/f'{name}.parquet', index=False)
         for name,a in (('inputs', inputs), ('neighbours', neighbours)):
             if a: (d/f'{name}.safetensors').write_bytes(save_arrays({k: np.ascontiguousarray(v) for k,v in a.items()}))
-        if onnx:
-            from oct_classify.export import write_onnx
-            try: write_onnx(net, d, config['size'])
-            except OctError as e: say(e) # a bundle without is a bundle still
         write_config(d, config)
     return Path(path)
 

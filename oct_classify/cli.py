@@ -76,7 +76,7 @@ def _kept(out, request):
     try:
         c = load_config(out/'bundle')
         asked = request['arch'] or c['arch'] # a preset may be left to choose
-        return OctModel.load(out/'bundle', engine='torch') if c.get('request') == request and (c['arch'] == asked or not hub_answers(asked)) else None
+        return OctModel.load(out/'bundle') if c.get('request') == request and (c['arch'] == asked or not hub_answers(asked)) else None
     except OctError: return None
 
 def _teacher(preset):
@@ -99,9 +99,9 @@ def train_stage(df, data, out, checkpoints=None, resume=True, log=(), **o):
     t = _teacher(o.get('preset'))(df, data, o['arch'], o['size'], o['view'], weights=o['weights'], seed=o['seed'], official=o['policy'] == 'official', out=out, checkpoints=checkpoints, resume=resume, log=log, **o['recipe'])
     if _rank(): return None
     history = t.history.astype(object).where(t.history.notna(), None).to_dict('records')
-    save_bundle(out/'bundle', t.net, t.info | dict(request=request, history=history), seen=_seen(df))
+    save_bundle(out/'bundle', t.net, t.info | dict(request=request, history=history), seen=_seen(df), onnx=True)
     for folder in t.states: clear_states(folder)
-    return OctModel.load(out/'bundle', engine='torch')
+    return OctModel.load(out/'bundle')
 
 def _rank(): return int(os.environ.get('RANK', 0))
 
@@ -195,7 +195,9 @@ def finish(model, df, data, out, o, seconds, t0, heading, test=True, study=None,
     strata = strata_of(preds['test'], data) if test else None
     m = metrics_dict(preds, {}, **_about(df, c, o), notes=notes, strata=records(strata), leak=_leak(preds['test'], df) if test else None)
     both = pd.concat([p for p in preds.values() if len(p)] or [preds['valid']], ignore_index=True)
-    save_bundle(out/'bundle', model.net, c, both, model_card(c, _card_rows(m, test), _card_data(m, test)), _seen(df), *_looks(model, df, data, lookalikes), onnx=True)
+    looks = _looks(model, df, data, lookalikes)
+    del model.run # Windows replaces no folder whose files are in use
+    save_bundle(out/'bundle', None, c, both, model_card(c, _card_rows(m, test), _card_data(m, test)), _seen(df), *looks)
     say(f'Model bundle: {out/"bundle"}')
     if not test: return None
     save_table(both, out/'predictions.parquet')
@@ -465,7 +467,8 @@ def _add_answering(sub):
 def parser()->argparse.ArgumentParser:
     "All commands and their options"
     from oct_classify import __version__
-    top = _Parser('oct-classify', description='Classify retinal OCT scans. For research use only.')
+    top = _Parser('oct-classify', description='Classify retinal OCT scans. For research use only.', formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='oct-classify COMMAND --help says more.\nDocs: https://oct-classify.github.io/oct_classify/')
     top.add_argument('--version', action='version', version=__version__)
     sub = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for add in (_add_scans, _add_training, _add_judging, _add_answering): add(sub)
