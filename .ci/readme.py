@@ -4,7 +4,7 @@
     python .ci/readme.py --check    exit 1 where it differs
 
 Markdown cells stand as they are, code cells become code blocks followed by their text output; links and pictures that
-are relative to nbs/ are made relative to the repository, notebook links lead to the docs site.
+are relative to nbs/ are made relative to the repository, links to notebooks and pages lead to the docs site.
 """
 import json
 import re
@@ -33,7 +33,7 @@ def block(cell):
 
 
 def relink(md, docs):
-    md = re.sub(r'\]\((?:\d\w*?_|(tutorials/))(\w+)\.ipynb\)', lambda m: f']({docs}{m[1] or ""}{m[2]}.html)', md)
+    md = re.sub(r'\]\((tutorials/)?(?:\d\w*?_)?(\w+)\.(?:ipynb|qmd)(#[\w-]+)?\)', lambda m: f']({docs}{m[1] or ""}{m[2]}.html{m[3] or ""})', md)
     return re.sub(r'\]\(images/', '](nbs/images/', md)
 
 

@@ -108,3 +108,10 @@ def test_constraints_name_every_requirement(root):
     pins = {re.split('==', line)[0].lower().replace('_', '-') for line in (root/'constraints.txt').read_text().splitlines() if '==' in line}
     need = {re.split(r'[<>=!\[ ;]', r)[0].lower().replace('_', '-') for r in distribution('oct_classify').requires} - {'oct-classify'}
     assert need - pins == set()
+
+
+def test_one_version(root):
+    import oct_classify
+    v = oct_classify.__version__
+    assert f'\nversion: {v}\n' in (root/'CITATION.cff').read_text(encoding='utf-8')
+    assert (root/'CHANGELOG.md').read_text(encoding='utf-8').splitlines()[2].startswith(f'## {v}')
