@@ -48,7 +48,8 @@ def test_planted_differences_are_found(copy):
 
 
 def test_docs_pages_can_be_processed(copy):
-    subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=copy, check=True, capture_output=True)
+    said = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=copy, check=True, capture_output=True, text=True).stderr
+    assert 'imports and other code' not in said # such a cell would not be run, and what it shows would be missing
     assert (copy/'_proc/04_split.ipynb').exists() or list((copy/'_proc').rglob('*split*'))
 
 
