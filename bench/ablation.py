@@ -1,10 +1,10 @@
 """What each choice of the recipe is worth: one change at a time against the default, cross-validated over patients inside train and val.
 
-    python bench/ablation.py DATA [--out DIR] [--size 160] [--folds 5] [--only base,mixup] [--table]
+    python bench/ablation.py DATA [--out DIR] [--size 160] [--folds 5] [--only base,mixup] [--strong] [--table]
 
 No scan of the test folder is learned from or predicted. Each held-out fold is predicted by a network that was trained on four fifths of the
 rest and validated on the other fifth, so that `best` (the epoch that validated best) is judged on scans that did not choose it.
-Predictions are kept in DIR, one file per variant and fold; the same command goes on where it was. --table only prints what is there:
+Predictions are kept in DIR, one file per variant and fold; the same command goes on where it was. --strong gives all variants the strong augmentation. --table only prints what is there:
 accuracy with the 95 % interval, and the difference to the default with the interval of the same patients resampled in pairs.
 The `rare_` variants learn from a training part thinned to the class mix of Kaggle's training folder (CNV 37 : DME 11 : DRUSEN 9 : NORMAL 26).
 """

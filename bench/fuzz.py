@@ -1,6 +1,6 @@
 """Ten thousand damaged files: is each answered with pixels, a model, or one sentence?
 
-    python bench/fuzz.py [--n 10000] [--seed 0] [--workers 2] [--seconds 10] [--memory 2048] [--keep DIR]
+    python bench/fuzz.py [--n 10000] [--seed 0] [--workers 2] [--seconds 10] [--memory 2048] [--only KIND] [--bundle DIR] [--scans-only] [--keep DIR]
 
 Takes one sound file of each kind (JPEG grey, colour and progressive, PNG of 8 and 16 bits, TIFF, BMP, GIF, WebP, DICOM uncompressed, RLE, JPEG and JPEG 2000, single and
 multi-frame, zip, CSV, Zeiss .img, Heidelberg .vol and .e2e, Topcon .fda and .fds, config.json, model.safetensors and model.onnx with its data of a tiny bundle), damages it (bits flipped, cut

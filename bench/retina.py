@@ -1,6 +1,6 @@
 """How well the retina is found: contact sheets to look at, failures on phantoms, speed, and the shortcuts that each view leaves.
 
-    python bench/retina.py DATA [--also DIR …] [--out DIR] [--size 256x384] [--phantoms 400] [--only sheets,phantoms,speed,shortcuts]
+    python bench/retina.py DATA [--also DIR …] [--out DIR] [--size 256x384] [--phantoms 400] [--seed 11] [--only sheets,phantoms,speed,shortcuts]
 
 DATA is a folder of scans in Kaggle's layout; the pictures under --also are drawn and counted too. The sheets, with the curve that was found (green)
 and the upper and lower edge of the crop (red) beside the flattened view, go to --out as pages of 50; they show patients: keep them to yourself.

@@ -143,6 +143,7 @@ def main():
     for o in ('--job', '--dir', '--parts', '--table'): ap.add_argument(o, help=argparse.SUPPRESS)
     ap.add_argument('--n', type=int, help=argparse.SUPPRESS)
     a = ap.parse_args()
+    a.timed = min(a.timed, a.scans)
     if a.job: return job(a)
     with tempfile.TemporaryDirectory(dir=os.environ.get('OCT_TMP')) as d:
         a.dir = d

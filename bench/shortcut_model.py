@@ -1,6 +1,6 @@
 """What trained models lean on beside the retina: the shortcut check of oct_classify.interpret on the test scans of their runs, printed as markdown.
 
-    python bench/shortcut_model.py DATA BUNDLE… [--out DIR]
+    python bench/shortcut_model.py DATA BUNDLE… [--out DIR] [--seed 0]
 
 Evaluation only: nothing is fitted or chosen. The test scans are those that the bundle's own predictions name as such. With --out, pictures of the scans
 (mistakes, typical and doubtful scans, the map of features, the disturbances) go to that folder.
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from oct_classify.cli import hardware
 from oct_classify.core import make_dir, quiet
 from oct_classify.evaluate import as_text, check_predictions, figures
 from oct_classify.interpret import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_disturbances, plot_embedding, plot_shortcut_check, plot_top_losses, plot_typical, shortcut_check,
     shortcut_text, write_embedding)
+from oct_classify.metrics import hardware
 from oct_classify.predict import OctModel
 from oct_classify.prepare import prepare_many
 

@@ -78,13 +78,31 @@ class Section:
         self.under = dict(drusen=u(.38, .66), ped=.45) # brightness of what lies under the RPE
         self.solid,self.clumps = .5,.12 # brightness and clumping of neovascular tissue
         self.no_ez += u(0, .2)*np.abs(wave(self.rng, self.x, .5))
-    def u(self, lo, hi): return uniform(self.rng, lo, hi)
-    def b(self, mean, sd): return bell(self.rng, mean, sd)
-    def chance(self, p): return self.rng.random() < p
-    def wave(self, period, octaves=1): return wave(self.rng, self.x, period, octaves)
-    def dome(self, at, half): return hill((self.x-at)/half, self.rng.integers(0, 2))
+
+    def u(self, lo, hi):
+        "`uniform` from the section's generator"
+        return uniform(self.rng, lo, hi)
+
+    def b(self, mean, sd):
+        "`bell` from the section's generator"
+        return bell(self.rng, mean, sd)
+
+    def chance(self, p):
+        "True with probability `p`"
+        return self.rng.random() < p
+
+    def wave(self, period, octaves=1):
+        "A smooth random curve across the section"
+        return wave(self.rng, self.x, period, octaves)
+
+    def dome(self, at, half):
+        "A hill of half width `half` mm at `at` mm, with a round top or soft feet, at random"
+        return hill((self.x-at)/half, self.rng.integers(0, 2))
+
     @property
-    def lift(self): return np.maximum(self.drusen, self.ped)
+    def lift(self):
+        "How far the RPE is lifted, in µm"
+        return np.maximum(self.drusen, self.ped)
 
 # %% ../nbs/01b_anatomy.ipynb #b617b060
 def _drusen(s, sev):

@@ -136,7 +136,7 @@ def read_scan(
     return r
 
 # %% ../nbs/11_app.ipynb #4cd39f0e
-LONG = dict(CNV='choroidal neovascularisation', DME='diabetic macular oedema', DRUSEN='drusen, early age-related macular degeneration', NORMAL='none of the three diseases')
+LONG = dict(CNV='choroidal neovascularisation', DME='diabetic macular edema', DRUSEN='drusen, early age-related macular degeneration', NORMAL='none of the three diseases')
 
 def pct(v:float)->str:
     "A probability for people: never 0 or 100 %, as the model is never that sure"
@@ -246,7 +246,7 @@ def keep(
     "Write uploaded files, each into a folder of its own; raises `OctError` where one is too large"
     out = {}
     for i,(name,data) in enumerate(files):
-        if len(data) > LARGEST: raise OctError(f'{printable(name)} has {len(data)/1e6:.0f} MB, but at most {LARGEST/1e6:.0f} MB are taken: use oct-classify predict for it.')
+        if len(data) > LARGEST: raise OctError(f'{printable(name)} has {amount(len(data))}, but at most {amount(LARGEST)} are taken: use oct-classify predict for it.')
         p = make_dir(Path(folder)/f'{i:04d}')/safe_name(name)
         p.write_bytes(data)
         out[p] = printable(name)
@@ -346,7 +346,7 @@ def examples(
     folder=None, # of scans
     most:int=200, # files of it
 )->list: # (what is shown, phantom label or path)
-    "What the drop-down offers"
+    "What the drop-down offers; raises `OctError` where `folder` is none"
     out = [('Choose an example', '')] + [(f'Synthetic scan, {c} (a phantom drawn now)', c) for c in CLASSES]
     if folder is None: return out
     if not Path(folder).is_dir(): raise OctError(f'{folder} is not a folder: name the folder of example scans.')
@@ -424,12 +424,14 @@ def _kept(self:App, upload):
 
 @patch
 def _uploaded(self:App):
+    "Show the file that was uploaded"
     if not self.upload.value: return
     self.pick.value = ''
     self.open_file(self._kept(self.upload))
 
 @patch
 def _picked(self:App):
+    "Show the example that was chosen"
     o = self.pick.value
     if o == '': return
     if isinstance(o, str): self.show([Shown(f'Synthetic scan, {o}', Drawn(o))])
@@ -442,8 +444,8 @@ def open_file(self:App, paths):
 
 @patch
 def show(self:App, scans):
-    "Show the worst of some scans, and a slider where there are several"
-    if not scans: raise OctError('There is no scan in this file.')
+    "Show the worst of some scans, and a slider where there are several; raises `OctError` where there is none"
+    if not scans: raise OctError('There is no scan in this file: choose another one.')
     self.scans,self.table,self.answer.value = scans,None,note_html(f'Reading {scans[0].name}.')
     if len(scans) > 1: self.table = read_many(self.model, scans)
     first = 0 if self.table is None else worst(self.table)
@@ -453,6 +455,7 @@ def show(self:App, scans):
 
 @patch
 def _slice(self:App):
+    "Show the B-scan that the slider points at"
     i = self.slice.value-1
     self.answer.value = self.volume_html() + self.scan_html(self.scans[i])
 
@@ -480,22 +483,25 @@ class Drawn:
 
 @patch
 def _uploaded_many(self:App):
+    "Read the files that were uploaded in the second tab"
     if self.uploads.value: self.read_all(open_scans(self._kept(self.uploads)))
 
 @patch
 def _folder(self:App):
-    if not (p := self.path.value.strip()): raise OctError('Give the path of a folder, a zip or a CSV of paths.')
+    "Read the folder whose path was typed; raises `OctError` where there is none"
+    if not (p := self.path.value.strip()): raise OctError('No path is given: type that of a folder, a zip or a CSV of paths.')
     self.read_all(open_scans([p]))
 
 @patch
 def _tell(self:App, n, of):
+    "Move the progress bar"
     self.bar.max,self.bar.value,self.bar.description = of,n,f'{n:,} of {of:,}'
 
 @patch
 def read_all(self:App, scans):
-    "Read many scans into the table of the second tab"
+    "Read many scans into the table of the second tab; raises `OctError` where there are none or over `MOST`"
     if len(scans) > MOST: raise OctError(f'There are {len(scans):,} scans, but at most {MOST:,} are read here: use oct-classify predict for them.')
-    if not scans: raise OctError('There is no scan to read.')
+    if not scans: raise OctError('There is no scan there: choose another folder or file.')
     self.bar.layout.visibility,self.many.value = 'visible',note_html(f'Reading {len(scans):,} scans.')
     self._tell(0, len(scans))
     self.batch = read_many(self.model, scans, lambda n: self._tell(n, len(scans)))
@@ -583,7 +589,7 @@ def serve(
     bundle, # folder
     port:int=8866, # where it listens; the next free one where this one is taken
     folder=None, # of scans to be offered as examples
-    open_browser:bool=True,
+    open_browser:bool=True, # False: say the address only
 ):
     "Serve the app to the browser of this machine until Ctrl-C; raises `OctError` where Voilà is missing or `bundle` is none"
     if not (find_spec('voila') and find_spec('ipywidgets')): raise OctError("The app needs Voilà and ipywidgets: pip install 'oct_classify[app]'.")

@@ -157,7 +157,7 @@ def balanced_accuracy(
     predicted, # (N,)
     group, # (N,) what is resampled
     n:int=1000, # resamples
-    seed:int=0,
+    seed:int=0, # of the resampling
 )->tuple: # value, and the limits of its 95 % interval
     "Mean sensitivity over classes, with a bootstrap interval over groups"
     classes,yi = np.unique(y, return_inverse=True)
@@ -187,9 +187,9 @@ def shortcuts(
     table:pd.DataFrame, # scan table with the columns of `statistics`
     root, # folder that its paths are relative to
     size=224, # what `prepare` makes of a scan
-    view:str='whole',
+    view:str='whole', # one of `VIEWS`
     most:int=4000, # scans; of more, a sample is taken
-    seed:int=0,
+    seed:int=0, # of sample, folds and forest
 )->pd.DataFrame: # statistics, stage ('as shipped', 'prepared'), value, low, high, chance, n; empty where there are too few patients
     "What a forest tells of the class from `statistics` alone, patients held out: all, the frame, family by family, one by one"
     t = _sample(table.assign(group=components(table)), most, seed)
@@ -204,14 +204,26 @@ def shortcuts(
     return pd.DataFrame(rows, columns=['statistics', 'stage', 'value', 'low', 'high', 'chance', 'n'])
 
 # %% ../nbs/03_audit.ipynb #3c036538
-def plot_class(t, root, label, n=8, seed=1)->Figure:
+def plot_class(
+    t, # scan table
+    root, # folder that its paths are relative to
+    label:str, # class
+    n:int=8, # scans, at most
+    seed:int=1, # of the draw
+)->Figure:
     "A contact sheet of usable scans of one class, each of another patient where there are enough"
     o = t[(t.label == label) & (t.error == '')].sample(frac=1, random_state=seed)
     o = pd.concat([o[~o.patient.duplicated()], o[o.patient.duplicated()]])[:n]
     return contact_sheet([Path(root)/p for p in o.path], [f'{PurePosixPath(p).name[:30]}, {w}x{h}' for p,w,h in zip(o.path, o.width, o.height)], cols=4, height=1.55)
 
-def mean_image(t, root, label, n=200, seed=0)->np.ndarray:
-    "The mean of up to `n` prepared scans of a class, (124, 128) float"
+def mean_image(
+    t, # scan table
+    root, # folder that its paths are relative to
+    label:str, # class
+    n:int=200, # scans, at most
+    seed:int=0, # of the draw
+)->np.ndarray: # (124, 128) float
+    "The mean of prepared scans of a class"
     o = t[(t.label == label) & (t.error == '')]
     px,whys = prepare_many([Path(root)/p for p in o.sample(min(n, len(o)), random_state=seed).path], (124, 128), 'whole', desc=f'Averaging {label}')
     return px[[not w for w in whys]].mean(0)
@@ -267,54 +279,72 @@ def plot_shortcuts(s)->Figure:
     ax.legend(fontsize=7.5, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
     return fig
 
-def plot_files(paths, root, labels, notes, cols=4)->Figure|None:
-    "Files with path, label and a note above each, or None where there is none"
+def plot_files(
+    paths, # of files
+    root, # folder that they are relative to
+    labels:pd.Series, # class by path
+    notes, # one text per file
+    cols:int=4, # beside one another
+)->Figure|None: # None where there is no file
+    "Files with path, label and a note above each"
     if not len(paths): return None
     said = [f'{"/".join(PurePosixPath(p).parts[-3:])[:42]}\n{labels[p]}{n}' for p,n in zip(paths, notes)]
     return contact_sheet([Path(root)/p for p in paths], said, [colour(labels[p]) for p in paths], cols, height=1.85)
 
-def plot_pairs(pairs, root, labels, n=6)->Figure|None:
+def plot_pairs(
+    pairs, # of `find_duplicates`
+    root, # folder that their paths are relative to
+    labels:pd.Series, # class by path
+    n:int=6, # pairs, at most
+)->Figure|None:
     "Pairs of files that show the same picture, side by side"
     p = pairs[:n]
     paths,notes = [o for r in p.itertuples() for o in (r.path, r.twin)],[o for r in p.itertuples() for o in ('', ', exact' if r.kind == 'exact' else f', score {r.score:.2f}' + (r.way and f', {r.way}'))]
     return plot_files(paths, root, labels, notes)
 
-def plot_conflicts(c, root, labels, n=6)->Figure|None:
+def plot_conflicts(
+    c, # of `conflicts`
+    root, # folder that its paths are relative to
+    labels:pd.Series, # class by path
+    n:int=6, # pairs, at most
+)->Figure|None:
     "Of each picture under two classes, one file of either"
     two = c.drop_duplicates(['picture', 'label']).groupby('picture').head(2)[:2*n]
     return plot_files(two.path.tolist(), root, labels, ['']*len(two))
 
 # %% ../nbs/03_audit.ipynb #1051ad50
-def _n(k, one, many=None): return f'{k:,} {one if k == 1 else many or one+"s"}'
-
 def within_test(table):
     "Sentences on test scans that bear two labels or repeat one another"
     t = _usable(table)
     test,c = t[t.folder == 'test'],conflicts(table)
     torn,again = test.path.isin(c.path).sum(),(picture(test)[picture(test) != '']).duplicated().sum()
-    return ([f'{_n(torn, "test scan")} of {len(test):,} also {"lies" if torn == 1 else "lie"} under another class, e.g. {test.path[test.path.isin(c.path)].iloc[0]}: find out which label is right.'] if torn else []) + \
-        ([f'{_n(again, "test scan")} of {len(test):,} {"repeats" if again == 1 else "repeat"} another and {"counts" if again == 1 else "count"} twice: remove the copies.'] if again else [])
+    return ([f'{plural(torn, "test scan")} of {len(test):,} also {"lies" if torn == 1 else "lie"} under another class, e.g. {test.path[test.path.isin(c.path)].iloc[0]}: find out which label is right.'] if torn else []) + \
+        ([f'{plural(again, "test scan")} of {len(test):,} {"repeats" if again == 1 else "repeat"} another and {"counts" if again == 1 else "count"} twice: remove the copies.'] if again else [])
 
 def bias(
     table:pd.DataFrame, # scan table, with `duplicate_of` where copies were looked for
 )->list: # sentences, none where the folders may be tested as they are
     "What would bias a test on the folders as they are"
     l,test,chain = leaks(table),(_usable(table).folder == 'test').sum(),touched(table)
-    out = [f'The test folder shares ' + ' and '.join(f'{_n(r.shared, what[:-1], what)} with {r.other} ({r.scans:,} of {test:,} test scans)' for r in o.itertuples()) + ': train with --policy clean.'
+    out = [f'The test folder shares ' + ' and '.join(f'{plural(r.shared, what[:-1], what)} with {r.other} ({r.scans:,} of {test:,} test scans)' for r in o.itertuples()) + ': train with --policy clean.'
         for what,o in l[(l.side == 'test') & (l.shared > 0) & (l.what != 'chains of both')].groupby('what', sort=False)]
-    if out: out[-1] += f' In all, {_n(chain, "test scan")} of {test:,} ({chain/test:.0%}) can be known from training.'
+    if out: out[-1] += f' In all, {plural(chain, "test scan")} of {test:,} ({chain/test:.0%}) can be known from training.'
     return out + (within_test(table) if 'width' in table else [])
 
 def doubts(table:pd.DataFrame)->list: # sentences
     "What a person should look at, although it does not bias a test"
     c,m,unknown = conflicts(table),misnamed(table),table.patient.isna().sum()
     apart = c[~c.picture.isin(c.picture[c.path.isin(table.path[table.folder == 'test'])])]
-    out = [f'{_n(apart.picture.nunique(), "picture")} outside the test {"lies" if apart.picture.nunique() == 1 else "lie"} under two classes, e.g. {apart.path[0]} and {apart.path[1]}: --policy clean leaves them out.'] if len(apart := apart.reset_index()) else []
-    if len(m): out.append(f'{_n(len(m), "file bears", "files bear")} another class in the name than in the folder, e.g. {m.path.iloc[0]}: left out, until somebody finds out which is right.')
-    if unknown: out.append(f'The patients of {_n(unknown, "scan")} are unknown, as their names do not follow LABEL-patient-number: whether they leak can not be said.')
+    out = [f'{plural(apart.picture.nunique(), "picture")} outside the test {"lies" if apart.picture.nunique() == 1 else "lie"} under two classes, e.g. {apart.path[0]} and {apart.path[1]}: --policy clean leaves them out.'] if len(apart := apart.reset_index()) else []
+    if len(m): out.append(f'{plural(len(m), "file bears", "files bear")} another class in the name than in the folder, e.g. {m.path.iloc[0]}: left out, until somebody finds out which is right.')
+    if unknown: out.append(f'The patients of {plural(unknown, "scan")} are unknown, as their names do not follow LABEL-patient-number: whether they leak, nobody can tell.')
     return out
 
-def findings(table, pairs, short)->dict:
+def findings(
+    table, # scan table of `examine`
+    pairs, # of `find_duplicates`
+    short, # of `shortcuts`
+)->dict:
     "All figures of the audit, as `audit.json` holds them"
     size = table[table.width > 0].groupby(['width', 'height']).size().sort_values(ascending=False)
     wide = table.groupby(picture(table)).folder.nunique() > 1
@@ -328,7 +358,7 @@ def examine(
     out, # folder that keeps `scans.parquet` and `duplicates.parquet`
     classes:tuple=CLASSES, # class folder names
 )->tuple: # scan table with the columns of `look`, `duplicate_of` and `flags`; pairs of `find_duplicates`
-    "Read a folder and look for copies; only what is new or changed is read again"
+    "Read a folder and look for copies; only what is new or changed is read again; raises `OctError` where there is no scan"
     file,pairs_file = Path(out)/'scans.parquet',Path(out)/'duplicates.parquet'
     if not file.exists() and (kept := Path(data)/'scans.parquet').exists(): shutil.copy2(kept, file) # as `download` leaves it
     table = kept_table(data, file, classes, look)
@@ -381,7 +411,7 @@ def _grid(t, index, columns):
 
 def _patients_say(f):
     q = f['scans_per_patient']
-    return f"{_n(f['patients'], 'patient')} with {_n(q['median'], 'scan')} each in the median, at most {q['p90']} for 90 % of them, and {q['most']} for one. {_n(f['several_classes'], 'patient')} under more than one class."
+    return f"{plural(f['patients'], 'patient')} with {plural(q['median'], 'scan')} each in the median, at most {q['p90']} for 90 % of them, and {q['most']} for one. {plural(f['several_classes'], 'patient')} under more than one class."
 
 
 def _carrier(s):
@@ -404,15 +434,22 @@ def _lead(f):
     if 'test' not in f['folders']: return 'There is no test folder; --policy patient draws a test by patient.'
     return 'Nothing was found that would bias a test on these folders' + (', but not all patients are known.' if f['unknown_patients'] else '.')
 
-def write_audit(path, table, pairs, short, f, data):
+def write_audit(
+    path, # HTML file
+    table, # scan table of `examine`
+    pairs, # of `find_duplicates`
+    short, # of `shortcuts`
+    f:dict, # of `findings`
+    data, # folder of scans
+):
     "The report of a folder as one HTML page"
     t,labels = table[table.error == ''],table.set_index('path').label
     bad,copies = table[table.error != ''],f['exact']+f['near']
     sizes = t.assign(size=t.width.astype(str)+'x'+t.height.astype(str))
     sizes['size'] = sizes['size'].where(sizes['size'].isin(sizes['size'].value_counts().index[:8]), 'other')
-    cards = [('scans', f"{f['scans']:,}", _n(f['patients'], 'patient')), ("can't be used", f"{f['unusable']:,}", 'unreadable or misnamed'), ('copies', f'{copies:,}', f"{f['exact']:,} exact, {f['near']:,} near; {_n(f['pictures_across_folders'], 'picture')} across folders"),
+    cards = [('scans', f"{f['scans']:,}", plural(f['patients'], 'patient')), ("can't be used", f"{f['unusable']:,}", 'unreadable or misnamed'), ('copies', f'{copies:,}', f"{f['exact']:,} exact, {f['near']:,} near; {plural(f['pictures_across_folders'], 'picture')} across folders"),
              ('two labels', f"{f['conflicts']:,}", 'pictures under two classes'), ('test scans touched', f"{f['test_scans_touched']:,}", f"of {f['folders'].get('test', 0):,}")]
-    said = f"{_n(copies, 'file repeats', 'files repeat')} a picture that is there already: {f['exact']:,} byte for byte, {f['near']:,} re-encoded, resized, shifted, brightened, cropped, mirrored or turned, each proved on its speckle." if copies else 'No file repeats the picture of another.'
+    said = f"{plural(copies, 'file repeats', 'files repeat')} a picture that is there already: {f['exact']:,} byte for byte, {f['near']:,} re-encoded, resized, shifted, brightened, cropped, mirrored or turned, each proved on its speckle." if copies else 'No file repeats the picture of another.'
     c = conflicts(table)
     plain = pairs[~pairs.path.isin(c.path)].sort_values('kind', ascending=False)
     sheets = [(o, png(plot_class(t, data, o))) for o in sorted(t.label.unique())]
@@ -424,14 +461,15 @@ def audit(
     data, # folder of scans, or a list of names (.txt, .gz)
     out='oct-audit', # output folder
     test=None, # with a list of names: the list of those that are the test set
+    classes:tuple=CLASSES, # class folder names; a list of names may hold the four only
 )->dict: # what `audit.json` holds
-    "Look at a folder or a list of names: writes `audit.html`, `audit.json` and, for a folder, `scans.parquet`"
+    "Look at a folder or a list of names: writes `audit.html`, `audit.json` and, for a folder, `scans.parquet`; raises `OctError` where nothing can be read"
     if Path(data).is_file(): return _audit_names(read_names(data), test, make_dir(out), Path(data).name)
     if test: raise OctError('A list of test names can only be compared with a list of names: leave --test out.')
-    if not Path(data).is_dir(): find_scans(data)
+    if not Path(data).is_dir(): find_scans(data, classes)
     out = make_dir(out)
-    table,pairs = examine(data, out)
-    if not (table.error == '').any(): raise OctError(f'Not one of {len(table):,} files in {data} can be used, e.g. {table.path[0]}: {table.error[0]}')
+    table,pairs = examine(data, out, classes)
+    if not (table.error == '').any(): raise OctError(f'Not one of {len(table):,} files in {data} can be used: mend them or name another folder; the first, {table.path[0]}: {table.error[0]}')
     short = shortcuts(table, data)
     f = findings(table, pairs, short)
     write_audit(out/'audit.html', table, pairs, short, f, data)
@@ -445,7 +483,7 @@ def _audit_names(names, test, out, title):
     t = as_test(names, read_names(test)) if test else names
     t = t.assign(sha256='', error='') # what was not looked at ties nothing
     f = counts(t) | dict(leaks=leaks(t).to_dict('records'), test_scans_touched=touched(t), bias=bias(t))
-    cards = [('names', f"{f['scans']:,}", ', '.join(f'{k} {v:,}' for k,v in f['classes'].items())), ('patients', f"{f['patients']:,}", f"median {_n(f['scans_per_patient']['median'], 'scan')}"), ('under several classes', f"{f['several_classes']:,}", 'patients')]
+    cards = [('names', f"{f['scans']:,}", ', '.join(f'{k} {v:,}' for k,v in f['classes'].items())), ('patients', f"{f['patients']:,}", f"median {plural(f['scans_per_patient']['median'], 'scan')}"), ('under several classes', f"{f['several_classes']:,}", 'patients')]
     write_page(out/'audit.html', _body, f'Audit of the names in {title}', lead=_lead(f)+' Names alone say nothing of the pictures.', cards=cards, **_common(t, f))
     _write_json(out, f)
     return f

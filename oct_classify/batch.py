@@ -31,7 +31,7 @@ def write_table(
     t:pd.DataFrame,
     out=None, # .csv, .parquet or .json; None: CSV on standard output
 ):
-    "Write a table in the format that its name says, complete or not at all"
+    "Write a table in the format that its name says, complete or not at all; raises `OctError` for another ending"
     _check_ending(out)
     code = sys.stdout.encoding or 'utf-8'
     if out is None: sys.stdout.write(_as_csv(t).encode(code, 'backslashreplace').decode(code))
@@ -84,6 +84,6 @@ def predict_files(
     write_table(t, out)
     if volumes: write_table(by_volume(t), volumes)
     if out: _clear(out)
-    if len(t) and t.filter(like='p_').isna().all(axis=None): raise OctError(f'Not one of the {len(t):,} files could be answered, e.g. {t.path[0]}: {t.why[0]}')
+    if len(t) and t.filter(like='p_').isna().all(axis=None): raise OctError(f'Not one of the {len(t):,} files could be answered: name other files, or see the column why; the first, {t.path[0]}: {t.why[0]}')
     if said := _told(t): say(said)
     return t

@@ -9,7 +9,7 @@ __all__ = ['bench_scans', 'fastai_loader', 'packed_loader', 'loader_rates', 'pac
            'our_learner', 'train_rates', 'bench']
 
 # %% ../nbs/14_bench.ipynb #91f1c5e1
-import datetime, json, os, platform, statistics, subprocess, sys, tempfile, time
+import datetime, os, platform, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -44,21 +44,33 @@ def _fastai_loaders(table, root, size, batch_tfms, bs=64, device='cpu'):
     df.loc[df.groupby('label').head(1).index, 'is_valid'] = True
     return ImageDataLoaders.from_df(df, root, valid_col='is_valid', item_tfms=Resize(size), batch_tfms=batch_tfms, bs=bs, device=device)
 
-def fastai_loader(table, root, augmented=False, bs=64, size=224):
+def fastai_loader(
+    table, # scan table
+    root, # folder that its paths are relative to
+    augmented:bool=False, # with `aug_transforms`
+    bs:int=64, # scans per batch
+    size:int=224, # side in pixels
+):
     "Plain fastai's training loader"
     return _fastai_loaders(table, root, size, aug_transforms() if augmented else None, bs).train
 
-def packed_loader(packed, table, augmented=False, bs=64):
+def packed_loader(
+    packed:Packed, # of `pack`
+    table, # rows to load
+    augmented:bool=False, # with our `Augment`
+    bs:int=64, # scans per batch
+):
     "Ours"
     return packed_loaders(packed, table, table[:1], bs=bs, augment=Augment() if augmented else None).train
 
 def loader_rates(
-    table, root,
+    table, # scan table
+    root, # folder that its paths are relative to
     augmented:bool=False, # with augmentation, on the CPU
-    repeat:int=5,
+    repeat:int=5, # paired runs
     scans:int=2400, # per epoch
-    size:int=224,
-    bs:int=64,
+    size:int=224, # side in pixels
+    bs:int=64, # scans per batch
 )->dict: # lists of scans per second: ours, fastai
     "Both loaders, in turns, from the second epoch on"
     many = pd.concat([table]*-(-scans//len(table)), ignore_index=True)[:scans]
@@ -67,7 +79,11 @@ def loader_rates(
     rates = [(_rate(ours), _rate(theirs)) for _ in progress(range(repeat), desc='Loaders')]
     return dict(ours=[a for a,_ in rates], fastai=[b for _,b in rates])
 
-def packing_rate(table, root, size=224)->float:
+def packing_rate(
+    table, # scan table
+    root, # folder that its paths are relative to
+    size:int=224, # side in pixels
+)->float:
     "Scans packed per second"
     t = time.perf_counter()
     pack(table, root, None, size)
@@ -91,7 +107,11 @@ def step_rate(learn, n:int=6)->float:
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(100, 1e-4, cbs=clock)
     return clock.scans/clock.took
 
-def plain_learner(table, root, size=224):
+def plain_learner(
+    table, # scan table
+    root, # folder that its paths are relative to
+    size:int=224, # side in pixels
+):
     "Plain fastai on the same weights, all layers trained"
     cuda = torch.cuda.is_available()
     dls = _fastai_loaders(table, root, size, [*aug_transforms(), Normalize.from_stats([.5]*3, [.5]*3)], device='cuda' if cuda else 'cpu')
@@ -99,7 +119,11 @@ def plain_learner(table, root, size=224):
     learn.unfreeze()
     return learn.to_fp16() if cuda else learn
 
-def our_learner(table, root, size=224):
+def our_learner(
+    table, # scan table
+    root, # folder that its paths are relative to
+    size:int=224, # side in pixels
+):
     "The recipe, all layers trained"
     keep_memory()
     dev = this_device()
@@ -112,8 +136,9 @@ def our_learner(table, root, size=224):
     return learn
 
 def train_rates(
-    table, root,
-    repeat:int=5,
+    table, # scan table
+    root, # folder that its paths are relative to
+    repeat:int=5, # paired runs, each in a process of its own
     steps:int=3, # of fastai timed in each run, of ours four times as many
 )->dict: # lists of scans per second: ours, fastai
     "Both trainings, in turns, each in a process of its own"

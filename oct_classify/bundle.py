@@ -9,7 +9,7 @@ __all__ = ['SCHEMA', 'RESEARCH_USE', 'DEFAULTS', 'versions', 'table_hash', 'writ
            'load_net', 'load_arrays', 'thumbnail', 'neighbour_arrays', 'lookalikes', 'course', 'model_card']
 
 # %% ../nbs/10b_bundle.ipynb #de6dfa01
-import hashlib, json, math, platform, shutil
+import hashlib, json, platform, shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,15 +36,12 @@ def table_hash(df:pd.DataFrame)->str:
     return hashlib.sha256('\n'.join(f'{a} {b} {c}' for a,b,c in zip(o.sha256, o.label, o.split)).encode()).hexdigest()
 
 # %% ../nbs/10b_bundle.ipynb #a530cc4d
-def _sum(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def write_config(
     folder, # of the bundle
-    config:dict,
+    config:dict, # to be written
 ):
     "`config.json`, with the SHA-256 of every file beside it"
-    sums = {p.name: _sum(p) for p in sorted(Path(folder).iterdir()) if p.name != 'config.json' and not p.name.startswith('.')}
+    sums = {p.name: digest(p) for p in sorted(Path(folder).iterdir()) if p.name != 'config.json' and not p.name.startswith('.')}
     text = json.dumps(config | dict(sums=sums), indent=1)
     with atomic_write(Path(folder)/'config.json') as f: f.write(text+'\n')
 
@@ -121,7 +118,7 @@ def intact(
     for name in names:
         p = Path(bundle)/name
         if not p.is_file(): raise OctError(f'{bundle} holds no {name}: get the bundle again.')
-        if config.get('sums') and config['sums'].get(name) != _sum(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
+        if config.get('sums') and config['sums'].get(name) != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
 
 # %% ../nbs/10b_bundle.ipynb #4e78f7af
 def _shapes(path):
@@ -170,7 +167,7 @@ def load_arrays(
 # %% ../nbs/10b_bundle.ipynb #c7a78012
 def thumbnail(
     px:np.ndarray, # (H, W) uint8
-    width:int=144,
+    width:int=144, # in pixels
 )->np.ndarray: # (h, width) uint8
     "A small picture of prepared pixels, in their proportions"
     return np.asarray(Image.fromarray(px).resize((width, round(width*px.shape[0]/px.shape[1])), Image.LANCZOS))
@@ -187,9 +184,9 @@ def neighbour_arrays(
 def lookalikes(
     bundle, # folder
     feature:np.ndarray, # (F,) of the scan
-    k:int=4,
+    k:int=4, # how many
 )->list: # dicts with image (h, w) uint8, label, and distance: 1 minus the cosine, from 0 to 2
-    "The training scans in a bundle whose features are nearest, nearest first; none where it carries none"
+    "The training scans in a bundle whose features are nearest, nearest first; none where it carries none; raises `OctError` where they do not fit the model"
     c = load_config(bundle)
     if not (o := load_arrays(bundle, c, 'neighbours')): return []
     try:
@@ -203,12 +200,12 @@ def course(config:dict)->str:
     n,epochs,recipe = len(config['arch'].split('+')),config.get('epochs'),config.get('recipe') or {}
     how = 'by logistic regression on frozen features' if recipe.get('head') == 'logistic' else 'on frozen features'
     what = f"all but the first {recipe['frozen']} stages" if recipe.get('frozen') else 'all layers'
-    tuned = f"{epochs} epoch{'s'*(epochs != 1)} of {what}"
+    tuned = f"{plural(epochs, 'epoch')} of {what}"
     said = 'epochs not stated' if epochs is None else f'the head alone, {how}' if not epochs else tuned if config.get('weights') == 'none' else f'the head {how}, then {tuned}'
     return (f'mean of {n} networks, for each ' if n > 1 else '') + said
 
 def model_card(
-    config:dict,
+    config:dict, # of the bundle
     rows, # (figure, value, scans) of the test set
     data:str, # what it was trained and tested on
 )->str: # markdown

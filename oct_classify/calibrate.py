@@ -19,18 +19,15 @@ from .evaluate import *
 from .page import colour
 
 # %% ../nbs/08c_calibrate.ipynb #ce07af8c
-def _claim(t, of):
-    "How sure the model is of each scan, and whether it came true: the class called, a class, or urgent disease"
-    k,p = classes_of(t),probs(t)
-    if of is None: return p.max(1), (t.predicted == t.label).to_numpy()
-    u = np.isin(k, URGENT)
-    if of == 'urgent' and u.any(): return p[:,u].sum(1), t.label.isin(URGENT).to_numpy()
-    if of not in k: raise OctError(f'There is no class {of!r} in the table: choose one of {", ".join(k)}, or urgent where CNV or DME is among them.')
-    return p[:,k.index(of)], (t.label == of).to_numpy()
+def _claim(t, what):
+    "How sure the model is of each scan, and whether it came true: the class called (None), a class, or urgent disease"
+    if what is None: return probs(t).max(1), (t.predicted == t.label).to_numpy()
+    hit,score = scored(t, what)
+    return score, hit
 
 def _bins(score, bins, equal):
     "Which bin each score is in, from 0"
-    if equal not in ('mass', 'width') or bins < 1: raise OctError(f"Bins hold equally many scans (equal='mass') or are equally wide (equal='width'), and there is at least one, but here are {bins} of equal {equal!r}.")
+    if equal not in ('mass', 'width') or bins < 1: raise OctError(f"There are no {bins} bins of equal {equal!r}: give one bin or more, and equal='mass' (equally many scans) or 'width' (equally wide).")
     edges = np.linspace(0, 1, bins+1) if equal == 'width' else np.unique(np.quantile(score, np.linspace(0, 1, bins+1)))
     return np.clip(np.searchsorted(edges, score, 'right')-1, 0, max(len(edges)-2, 0))
 
@@ -38,13 +35,13 @@ def reliability(
     df:pd.DataFrame, # prediction table
     bins:int=10, # at most; equal scores stay together
     equal:str='mass', # 'mass': equally many scans per bin; 'width': equally wide bins
-    of:str|None=None, # None: the class called; a class; 'urgent'
+    what:str|None=None, # None: the class called; a class; 'urgent'
     resamples:int=2000, # of patients
     seed:int=0, # of the resampling
 )->pd.DataFrame: # one row per bin that holds a scan: n, confidence (mean), accuracy (share that came true), low, high
     "Confidence against what came true, with 95 % intervals from resampling patients; raises `OctError` for unknown bins or classes"
     df = check_predictions(df)
-    (score,hit),who = _claim(df, of),patients_of(df)
+    (score,hit),who = _claim(df, what),patients_of(df)
     i = _bins(score, bins, equal)
     rows = [(score[i == b].mean(), share(hit, i == b, who, resamples, seed)) for b in np.unique(i)]
     return pd.DataFrame([dict(n=o['n'], confidence=float(c), accuracy=o['value'], low=o['low'], high=o['high']) for c,o in rows])
@@ -54,10 +51,10 @@ def calibration_error(
     df:pd.DataFrame, # prediction table
     bins:int=15, # the literature's usual number
     equal:str='width', # 'width', the literature's usual choice, or 'mass'
-    of:str|None=None, # None: the class called; a class; 'urgent'
+    what:str|None=None, # None: the class called; a class; 'urgent'
 )->float:
-    "Expected calibration error, ECE (Naeini et al., AAAI 2015; Guo et al., ICML 2017)"
-    score,hit = _claim(check_predictions(df), of)
+    "Expected calibration error, ECE (Naeini et al., AAAI 2015; Guo et al., ICML 2017); raises `OctError` for unknown bins or classes"
+    score,hit = _claim(check_predictions(df), what)
     return float(abs(np.bincount(_bins(score, bins, equal), hit-score)).sum()/len(score))
 
 def _chosen(t): return np.array(classes_of(t)) == t.label.to_numpy()[:,None]
@@ -82,18 +79,18 @@ def _ece_limits(v, draws, noise):
     reach = min(low-added, 2*v-high, v), max(high-added, 2*v-low, v)
     return 0. if v <= np.quantile(noise, .975) else max(reach[0], 0.), min(reach[1], 1.)
 
-def _ece(df, of=None, resamples=2000, seed=0, bins=15):
+def _ece(df, what=None, resamples=2000, seed=0, bins=15):
     "ECE of a checked table as a figure"
-    (score,hit),who = _claim(df, of),patients_of(df)
+    (score,hit),who = _claim(df, what),patients_of(df)
     gap = np.zeros((who.max()+1, bins))
     np.add.at(gap, (who, _bins(score, bins, 'width')), hit-score)
     w,v = draw_patients(len(gap), resamples, seed),abs(gap.sum(0)).sum()/len(df)
     low,high = _ece_limits(v, abs(w@gap).sum(1)/(w@np.bincount(who)), abs((w-1)@gap).sum(1)/len(df))
     return dict(value=float(v), low=float(low), high=float(high), n=len(df))
 
-def _expected(df, of=None, tests=400, seed=0, bins=15):
+def _expected(df, what=None, tests=400, seed=0, bins=15):
     "ECE that a perfectly calibrated model with these confidences shows: mean, and range of 95 % of tests"
-    score,rng = _claim(df, of)[0],np.random.default_rng(seed)
+    score,rng = _claim(df, what)[0],np.random.default_rng(seed)
     i = _bins(score, bins, 'width')
     got = [abs(np.bincount(i, (rng.random(len(score)) < score)-score)).sum()/len(score) for _ in range(tests)]
     return dict(value=float(np.mean(got)), **{k: float(np.quantile(got, q)) for k,q in (('low', .025), ('high', .975))}, n=len(df))
@@ -109,25 +106,25 @@ def calibration(
     return dict(ece=_ece(df, None, resamples, seed), ece_expected=_expected(df, seed=seed), brier=share(_squares(df), worst=2., **o), nll=share(_surprise(df), worst=np.inf, **o))
 
 # %% ../nbs/08c_calibrate.ipynb #89672e64
-def _label(of): return 'confidence in the class called' if of is None else f'stated probability of {"urgent disease" if of == "urgent" else of}'
+def _label(what): return 'confidence in the class called' if what is None else f'stated probability of {"urgent disease" if what == "urgent" else what}'
 
 def plot_reliability(
     df:pd.DataFrame, # prediction table
     bins:int=10, # of equally many scans
-    of:str|None=None, # None: the class called; a class; 'urgent'
+    what:str|None=None, # None: the class called; a class; 'urgent'
     heading:str='', # above the picture
 )->Figure:
-    "Reliability diagram with 95 % intervals, and how many scans have which confidence"
-    df,c = check_predictions(df),colour(of)
-    r,(score,_),e,x = reliability(df, bins, of=of),_claim(df, of),_ece(df, of),_expected(df, of)
+    "Reliability diagram with 95 % intervals, and how many scans have which confidence; raises `OctError` for unknown bins or classes"
+    df,c = check_predictions(df),colour(what)
+    r,(score,_),e,x = reliability(df, bins, what=what),_claim(df, what),_ece(df, what),_expected(df, what)
     fig = Figure(figsize=(4.8, 5), layout='constrained')
     ax,lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ax.plot([0, 1], [0, 1], ':', color='#888888', label='perfectly calibrated')
     ax.errorbar(r.confidence, r.accuracy, [r.accuracy-r.low, r.high-r.accuracy], fmt='o-', color=c, ms=5, lw=1.2, capsize=2, label=f"ECE {as_text(e, 'ece')}\nperfectly calibrated: {as_text(x, 'ece')}")
-    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), ylabel='share right' if of is None else 'share that had it', title=heading)
+    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), ylabel='share right' if what is None else 'share that had it', title=heading)
     ax.legend(frameon=False, fontsize=8, loc='upper left')
     lower.hist(score, np.linspace(0, 1, 21), color=c, alpha=.7)
-    lower.set(xlabel=f'{_label(of)}, n = {len(df):,} scans', ylabel='scans')
+    lower.set(xlabel=f'{_label(what)}, n = {len(df):,} scans', ylabel='scans')
     return fig
 
 # %% ../nbs/08c_calibrate.ipynb #d3be6660
@@ -166,7 +163,7 @@ def _prior(mix, n, what):
 
 def _learned(frm, n):
     q = _prior(np.full(n, 1/n) if frm is None else frm, n, 'learned')
-    if (q == 0).any(): raise OctError('The learned mix gives a class no share at all: a class that was never seen can not be reweighted, so leave it out.')
+    if (q == 0).any(): raise OctError("The learned mix gives a class no share at all: a class that was never seen can't be reweighted, so leave it out.")
     return q
 
 def shift_prior(
@@ -208,7 +205,7 @@ def estimate_prior(
     "The mix of classes among unlabelled scans, by EM (Saerens 2002); rows without probabilities are left out; raises `OctError` where none is left"
     p = np.asarray(p, float)
     p = p[np.isfinite(p).all(1)]
-    if not len(p): raise OctError('There is no scan with probabilities: a mix can not be estimated from nothing.')
+    if not len(p): raise OctError('There is no scan with probabilities: give at least one row without missing values.')
     q = _learned(frm, p.shape[1])
     ratio = np.clip(p, 1e-12, None)/q
     for _ in range(steps):

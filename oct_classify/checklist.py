@@ -10,6 +10,7 @@ __all__ = ['KERMANY', 'PHANTOMS', 'checklist_items', 'study_keys', 'facts_from',
 
 # %% ../nbs/08f_checklist.ipynb #369c6e8f
 import json
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from string import Formatter
@@ -170,7 +171,7 @@ metrics            | figures used                | report: all figures         |
 uncertainty        | intervals and tests         | report: intervals           | say how intervals were made and what was resampled
 doubtful_results   | doubtful results            | report: abstention          | say what becomes of scans that the model or the reference is unsure of
 robustness         | figures in parts of the data | report: strata             | give figures by scanner, quality, severity or centre
-explanations       | explanations, and their test | report: explanations       | name the method, and how its maps were tested
+explanations       | explanations, and their test | paper: methods             | name the method, and how its maps were tested
 fairness           | bias and fairness           | paper: methods              | compare figures between sexes, ages and origins, or say why not
 internal_test      | internal test               | report: figures             | give figures on test patients of the same source
 external_test      | external test               | paper: results              | test on data of another source, or say why not
@@ -225,7 +226,7 @@ preprocessing    | stated | Grey, white scanner borders filled, {view_words}, re
 subsets          | stated | No scan of the folder is left out without a reason: {side_counts}.
 missing          | stated | {left_out}
 missing          | partly | {left_out_here} What was left out before is not known.
-missing          | stated | Scans that can not be read are set aside before training and testing, with a reason; {dropped} scans are on no side, for this and other reasons.
+missing          | stated | Scans that can't be read are set aside before training and testing, with a reason; {dropped} scans are on no side, for this and other reasons.
 categories       | partly | One of {class_names} per scan; how each is defined is not known.
 partition        | stated | {divided}.
 partition        | partly | {policy_words}: {side_counts} scans; the seed is not known.
@@ -250,7 +251,6 @@ uncertainty      | partly | {interval_scans}.
 doubtful_results | stated | {abstention}.
 doubtful_results | partly | {no_abstention}.
 robustness       | stated | Test figures by {strata}.
-explanations     | stated | {explanation}.
 internal_test    | stated | Tested on {internal}: {headline}.
 internal_test    | partly | {headline}. {not_apart}.
 numbers          | stated | Scans: {side_counts}. Patients: {patient_counts}.
@@ -296,7 +296,7 @@ acquisition      | partly | B-scans of Spectralis OCT, published as JPEG; scan p
 deidentification | partly | File names carry a randomised patient number; what else was removed is not stated.
 annotators       | stated | Trained students checked quality, four ophthalmologists graded independently, two senior retinal specialists with over 20 years of practice verified each label.
 rater_agreement  | partly | 993 scans were graded separately by two ophthalmologists, and a senior retinal specialist settled differences; the agreement itself is not quoted here.
-reference        | stated | The label of each scan after three tiers of graders, who recorded neovascularisation, macular oedema, drusen and other pathology visible on it.
+reference        | stated | The label of each scan after three tiers of graders, who recorded neovascularisation, macular edema, drusen and other pathology visible on it.
 categories       | stated | CNV: neovascular membrane, fluid under the retina. DME: thickening, fluid in the retina. DRUSEN: several drusen. NORMAL: foveal contour kept, no fluid.
 blinding_reference | partly | The labels are older than this model, so its answer was not known; each scan started with the label of the patient's latest diagnosis.
 interval         | stated | No time: the graders read the very scan that the model reads.
@@ -424,13 +424,14 @@ def _about_who(m, seen):
     return dict(tested=f'{scans:,} scans of {who}') | {k: v+pairs for k,v in _resampled(n, lone).items()}
 
 # %% ../nbs/08f_checklist.ipynb #a15911b8
+_calibrated = dict(ece='ECE', brier='Brier score', nll='NLL')
 _main = ('accuracy', 'urgent_sensitivity', 'urgent_specificity', 'urgent_auc', 'macro_auc', 'weighted_error')
 
 def _figure(figs, k): return f'{title(k)} {as_text(figs[k], k)}'
 
 def _about_figures(m):
     "Facts on the test figures"
-    figs = {k: o for k,o in (m.get('test') or {}).items() if isinstance(o, dict) and o.get('value') is not None and {'low', 'high', 'n'} <= o.keys()}
+    figs = {k: o for k,o in (m.get('test') or {}).items() if k not in (*_calibrated, 'ece_expected') and isinstance(o, dict) and o.get('value') is not None and {'low', 'high', 'n'} <= o.keys()}
     if not figs: return {}
     best = [k for k in _main if k in figs] or list(figs)[:4]
     more = f' and {len(figs)-len(best):,} more' if len(figs) > len(best) else ''
@@ -444,9 +445,8 @@ def _plain(o):
 
 def _calibration(m):
     "`; calibration: ECE 0.031`, or nothing"
-    o = m.get('calibration') or {}
-    o = o.get('test', o) if isinstance(o, dict) else {}
-    got = [f'{name} {_plain(o[k]):.3f}' for k,name in dict(ece='ECE', brier='Brier score', nll='NLL').items() if k in o and _plain(o[k]) is not None]
+    o = m.get('test') or {}
+    got = [f'{name} {_plain(o[k]):.3f}' for k,name in _calibrated.items() if k in o and _plain(o[k]) is not None]
     return f'; calibration: {", ".join(got)}' if got else ''
 
 def _about_matrix(m):
@@ -462,7 +462,7 @@ def _about_matrix(m):
         errors=f'{wrong:,} of {n:,} test scans were classified wrongly'+(f', {missed:,} of them urgent scans called NORMAL' if missed is not None else ''))
 
 # %% ../nbs/08f_checklist.ipynb #1e5426d8
-_sides = dict(valid='validation scans', validation='validation scans', test='the test scans themselves')
+_sides = dict(valid='validation scans', test='the test scans themselves')
 
 def _point(o):
     "An operating point in words"
@@ -474,35 +474,29 @@ def _point(o):
 
 def _abstaining(o):
     "Fact on the rule by which answers are withheld, or on why there is none"
-    at,got = _plain(o.get('threshold')),[f'{name} {as_text(o[k], k)}' for k,name in dict(coverage='answered', risk='wrong among these').items() if isinstance(o.get(k), dict) and o[k].get('value') is not None]
-    if at is not None: return dict(abstention='; '.join([f'Answers with a confidence under {at:.3g} are withheld', *got]))
+    at,(side,figs) = _plain(o.get('threshold')),('test', o['test']) if o.get('test') else ('validation', o)
+    got = [f'{name} {as_text(figs[k], k)}' for k,name in dict(coverage='answered', risk='wrong among these').items() if isinstance(figs.get(k), dict) and figs[k].get('value') is not None]
+    rule = f'Answers with a confidence under {at:.3g} are withheld' if at else 'Every scan may be answered'
+    if at is not None: return dict(abstention=rule+(f'; on {side} scans {", ".join(got)}' if got else ''))
     return dict(no_abstention=f'Every scan is answered: {o["why"].rstrip(".")}') if o.get('why') else {}
 
 def _about_points(m):
     "Facts on thresholds and abstention"
     points = m.get('operating') or []
-    sure = [p for p in points if p.get('fixed_on') in ('valid', 'validation') and _plain(p.get('threshold')) is not None]
+    sure = [p for p in points if p.get('fixed_on') == 'valid' and _plain(p.get('threshold')) is not None]
     rule = m['abstention'] if isinstance(m.get('abstention'), dict) else {}
     return _known(points='; '.join(map(_point, sure[:2])), loose_points='; '.join(_point(p) for p in points if p not in sure)) | _abstaining(rule)
 
 def _names(o):
-    "Names of strata, from a dict or from a list of rows"
-    if isinstance(o, dict): return [str(k) for k in o]
-    found = [str(r[k]) for r in o or () if isinstance(r, dict) for k in ('stratum', 'by', 'what', 'name') if r.get(k)]
-    return list(dict.fromkeys(found))
-
-def _explained(o):
-    "Method of the maps and how they did, from text or {'method', 'pointing'}"
-    if isinstance(o, str) or not o: return o or None
-    hit = _plain(o.get('pointing'))
-    return o.get('method') and str(o['method'])+(f', tested by the pointing game: {hit:.2f}' if hit is not None else '; how its maps were tested is not known')
+    "Variables of the strata, from rows of `by_stratum`"
+    return [v for v in dict.fromkeys(r['variable'] for r in o or ()) if v != 'all']
 
 def _about_run(m, c):
     "Facts on software, machine and what was kept"
     v,notes = m.get('versions') or c.get('versions') or {},m.get('notes')
     said = (' '.join(notes) or 'No scan was left out.') if notes is not None and 'scans' not in m else None
     return _known(versions=', '.join(f'{k} {o}' for k,o in v.items()), machine=m.get('hardware'), code_version=v.get('oct_classify'), kept='metrics.json' if m.get('made') else None,
-        left_out=said if said and 'bundle' in m else None, left_out_here=said if said and 'bundle' not in m else None, strata=', '.join(_names(m.get('strata'))), explanation=_explained(m.get('explanations')))
+        left_out=said if said and 'bundle' in m else None, left_out_here=said if said and 'bundle' not in m else None, strata=', '.join(_names(m.get('strata'))))
 
 def facts_from(
     metrics:dict, # content of metrics.json; any key may be missing
@@ -515,13 +509,17 @@ def facts_from(
     return _about_matrix(metrics) | _about_model(c) | _about_training(c) | _about_split(metrics, seen[2] if seen else None) | _about_figures(metrics) | _about_points(metrics) | _about_who(metrics, seen) | _about_run(metrics, c)
 
 # %% ../nbs/08f_checklist.ipynb #8c19f265
+def _no_key(k):
+    near = get_close_matches(str(k), ['dataset', *_topic_table().index], 1)
+    return f'{k!r} is no key of the checklist{"; did you mean "+near[0] if near else ""}: choose one of those that python -c "from oct_classify.checklist import study_keys; print(*study_keys().index)" prints.'
+
 def with_study(
     facts:dict, # of `facts_from`
     study:dict|None, # {key: text}, see `study_keys`; and perhaps 'dataset': 'kermany2018' or 'phantom'
 )->dict: # facts and statements
     "Add what the author of a study states; raises `OctError` for a key that nobody asked for, for what is no text, and for 300 characters or more"
     for k,v in (study or {}).items():
-        if k not in ('dataset', *_topic_table().index): raise OctError(f'{k!r} is no key of the checklist: see study_keys() for those that are.')
+        if k not in ('dataset', *_topic_table().index): raise OctError(_no_key(k))
         if not isinstance(v, str) or not v.strip(): raise OctError(f'{k!r} needs a sentence as text: leave the key out where there is nothing to state.')
         if len(v) >= 300: raise OctError(f'{k!r} has {len(v)} characters: keep it under 300 and say where the rest can be read.')
     return facts | {k: v.strip() for k,v in (study or {}).items()}
@@ -529,7 +527,7 @@ def with_study(
 def read_study(path)->dict:
     "The statements in a JSON file {key: text}; raises `OctError` where it can't be read"
     try: o = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError: raise OctError(f'{path} can not be read: check the path.') from None
+    except OSError: raise OctError(f"{path} can't be read: check the path.") from None
     except ValueError: raise OctError(f'{path} is no JSON: give one object of keys and sentences.') from None
     if not isinstance(o, dict): raise OctError(f'{path} holds no object: give keys and sentences in braces.')
     return with_study({}, o)

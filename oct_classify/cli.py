@@ -45,11 +45,12 @@ def split_stage(
     policy:str, # one of `POLICIES`
     seed:int,
     split=None, # a split file of somebody, in place of a policy
-)->pd.DataFrame:
+    classes=CLASSES, # that were looked for
+)->pd.DataFrame: # the table with `split`, `reason` and `group`
     "The split, kept as `split.csv` in `out`"
     df = load_split(table, split, seed=seed) if split else split_table(table, policy, seed=seed)
     save_split(df, out/'split.csv')
-    n,gone = df.split.value_counts(),set(CLASSES)-set(df.label)
+    n,gone = df.split.value_counts(),set(classes)-set(df.label)
     if gone: say(f'There is no folder for {", ".join(sorted(gone))}: the model will not know that class.')
     for line in _doubtful(df): say(line)
     say(f'Split by {Path(split).name if split else "policy " + policy}: ' + ', '.join(f'{n[s]:,} {s}' for s in SPLITS if s in n) + '.')
@@ -147,6 +148,7 @@ def run(
     preset:str|None=None, # 'fast' or 'best', see the recipes room; None: one network by the options
     study=None, # statements for the reporting checklist: a JSON file, or a dict
     lookalikes:int=0, # thumbnails of training scans to put into the bundle, for everybody who gets it to see
+    classes=CLASSES, # names of the class folders, in capitals
     **recipe, # epochs, bs, lr … see `train.Recipe`
 )->dict|None: # what metrics.json holds
     "Read, split, train, evaluate, save and report"
@@ -156,8 +158,8 @@ def run(
     study = read_study(study) if isinstance(study, (str, Path)) else study
     out = make_dir(out)
     with _in_turn(out):
-        table,_ = examine(data, out)
-        df = split_stage(table, out, policy, seed, split)
+        table,_ = examine(data, out, classes)
+        df = split_stage(table, out, policy, seed, split, classes)
     if split: policy = 'file'
     t1 = time.time()
     o = dict(arch=arch, size=size and list(as_size(size)), policy=policy, view=view, weights=str(weights), seed=seed, preset=preset, recipe=recipe)
@@ -259,9 +261,9 @@ def _differences(preds):
         else: apart.append([p, q])
     return got, apart
 
-def _read_once(data, out, names):
+def _read_once(data, out, names, classes):
     "Describe the scans in `out` and leave each policy's folder a copy, so that none is read twice"
-    examine(data, out)
+    examine(data, out, classes)
     for p in names:
         for f in ('scans.parquet', 'duplicates.parquet'):
             if not (make_dir(out/p)/f).exists(): shutil.copy2(out/f, out/p/f)
@@ -279,7 +281,7 @@ def compare(
     if split: raise OctError('A split file stands in place of a policy: leave out one of the two.')
     _check_early(data, *(options.get(k) for k in ('arch', 'size', 'view')), preset=options.get('preset'))
     out = make_dir(out)
-    with _in_turn(out): _read_once(data, out, names)
+    with _in_turn(out): _read_once(data, out, names, options.get('classes', CLASSES))
     ms = {p: run(data, out/p, policy=p, **options) for p in names}
     if None in ms.values(): return None
     tests = {p: load_table(out/p/'predictions.parquet').query("split == 'test'") for p in names}
@@ -353,6 +355,10 @@ def _share(text):
     if not 0 < _number(text) < 1: raise argparse.ArgumentTypeError(f'{text!r} is not a share between 0 and 1')
     return float(text)
 
+def _part(text):
+    "A number from 0 up to but not including 1"
+    return 0. if _number(text) == 0 else _share(text)
+
 def _number(text):
     "A number from 0 up"
     try: o = float(text)
@@ -360,17 +366,28 @@ def _number(text):
     if not 0 <= o < float('inf'): raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 up')
     return o
 
+def _names(text):
+    "Two class names or more, joined by commas, in capitals"
+    names = tuple(o.strip().upper() for o in text.split(','))
+    if len(set(names)) < max(2, len(names)) or not all(names): raise argparse.ArgumentTypeError(f'{text!r} does not name two classes or more, each once, joined by commas')
+    return names
+
+_bundle_help = 'model bundle: the folder that run or train wrote'
+_classes_help = 'names of the class folders, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL)'
 _study_help = 'JSON {key: sentence} of what only the authors know (ethics, funding, graders …), for the checklist of CLAIM and STARD-AI'
+
+def _command(sub, name, text): return sub.add_parser(name, help=text, description=text[0].upper()+text[1:]+'.')
 
 def _add_cluster(p):
     p.add_argument('--address', help='of a running Ray cluster, such as auto, with --engine ray (a small one on this machine)')
     p.add_argument('--workers', type=_whole, metavar='N', help='on it, at most')
 
 def _add_run(sub, name, text, out, several=''):
-    p = sub.add_parser(name, help=text, description=text)
+    p = _command(sub, name, text)
     p.add_argument('data', help='folder that holds the class folders, at any depth')
     p.add_argument('--out', default=out, help='output folder (%(default)s)')
     p.add_argument('--recipe', dest='preset', choices=PRESETS, help='a tried set of choices: fast, one small network that trains in minutes on a CPU; best, several networks, fine-tuned and averaged, which takes that many times as long and is better. What you give beside it (--arch, --size, --epochs …) replaces its own choice. Left out: one network by the options below')
+    p.add_argument('--classes', type=_names, default=CLASSES, metavar='NAMES', help=_classes_help)
     p.add_argument('--arch', help="any timm or torchvision architecture (resnet50, or the recipe's own)")
     p.add_argument('--size', help="side in pixels, or HEIGHTxWIDTH such as 256x384 (224, or the recipe's own)")
     one = p.add_mutually_exclusive_group()
@@ -396,26 +413,27 @@ def _add_recipe(g):
     add('--lr', type=_number, help='learning rate at its peak (0.001)')
     add('--balance', choices=('loss', 'prior', 'none'), help='how classes of different size are weighed (loss)')
     add('--mix', choices=('none', 'mixup', 'cutmix'), help='mix pairs of training scans (none)')
-    add('--smoothing', type=_number, help='label smoothing (0)')
+    add('--smoothing', type=_part, help='label smoothing (0)')
     add('--average', type=_number, metavar='EPOCHS', help='average the weights over so many epochs (0)')
-    add('--small', type=_number, metavar='SHARE', help='share of the epochs that see smaller scans (0)')
+    add('--small', type=_part, metavar='SHARE', help='share of the epochs that see smaller scans (0)')
     add('--best', action='store_true', help='end with the epoch that validated best')
     add('--precision', choices=('auto', 'fp32', 'bf16', 'fp16'), help='of the multiplications (by device)')
     add('--compile', action='store_true', help='torch.compile the network')
 
 def _add_scans(sub):
     "From nothing to scans that are understood"
-    p = sub.add_parser('demo', help='everything on synthetic scans; no network, no credentials')
+    p = _command(sub, 'demo', 'everything on synthetic scans; no network, no credentials')
     p.add_argument('--out', default='oct-demo', help='output folder (%(default)s)')
-    p.add_argument('--seed', type=_whole, default=42)
-    p = sub.add_parser('download', help="Kaggle's data set, or an archive at hand, as a verified folder of scans")
+    p.add_argument('--seed', type=_whole, default=42, help='fixes scans, split and training (%(default)s)')
+    p = _command(sub, 'download', "Kaggle's data set, or an archive at hand, as a verified folder of scans")
     p.add_argument('dest', nargs='?', default='data', metavar='DIR', help='folder for the scans; one that holds scans is left as it is (%(default)s)')
     p.add_argument('--zip', metavar='FILE', help='an archive at hand, in place of Kaggle')
     p.add_argument('--store', metavar='DIR', help='folder that keeps the archive, e.g. on Google Drive')
     p.add_argument('--keep-zip', action='store_true', default=None, help='keep the archive after unpacking')
-    p = sub.add_parser('audit', help='counts, pictures, copies, leaks and shortcuts of a folder, or of a list of names')
+    p = _command(sub, 'audit', 'counts, pictures, copies, leaks and shortcuts of a folder, or of a list of names')
     p.add_argument('data', help='folder that holds the class folders, or a list of scan names (.txt, .gz)')
     p.add_argument('--out', default='oct-audit', help='output folder (%(default)s)')
+    p.add_argument('--classes', type=_names, default=CLASSES, metavar='NAMES', help=_classes_help)
     p.add_argument('--test', metavar='FILE', help='with a list of names: the list of those that are the test set')
     p.add_argument('--strict', action='store_true', help='exit with 1 where something would bias a test')
     p.add_argument('--engine', choices=('ray',), help='read the scans on a Ray cluster'); _add_cluster(p)
@@ -427,8 +445,8 @@ def _add_training(sub):
 
 def _add_judging(sub):
     "From a model to evidence"
-    p = sub.add_parser('evaluate', help='figures of a bundle on a folder, or of a table of predictions')
-    p.add_argument('bundle', nargs='?'); p.add_argument('data', nargs='?')
+    p = _command(sub, 'evaluate', 'figures of a bundle on a folder, or of a table of predictions')
+    p.add_argument('bundle', nargs='?', help=_bundle_help); p.add_argument('data', nargs='?', help='folder of scans in class folders; of its test folder, where it has one')
     p.add_argument('--predictions', nargs='+', metavar='FILE', help='CSV or parquet with the columns path, label and p_<class>, and perhaps patient and split (test, valid); several files: runs of one recipe on the same scans')
     p.add_argument('--against', metavar='FILE', help="another model's predictions of the same scans")
     p.add_argument('--by', nargs='+', default=(), metavar='COLUMN', help='columns of the table to stratify by: device, site, sex …')
@@ -436,8 +454,8 @@ def _add_judging(sub):
     p.add_argument('--resamples', type=_many, default=2000, help='of patients, for the intervals (%(default)s)')
     p.add_argument('--study', metavar='FILE', help=_study_help)
     p.add_argument('--out', default='oct-eval', help='output folder (%(default)s)')
-    p = sub.add_parser('explain', help='where a bundle looked: a picture per scan with the evidence for the class laid over it')
-    p.add_argument('bundle'); p.add_argument('paths', nargs='+', metavar='path')
+    p = _command(sub, 'explain', 'where a bundle looked: a picture per scan with the evidence for the class laid over it')
+    p.add_argument('bundle', help=_bundle_help); p.add_argument('paths', nargs='+', metavar='path', help='pictures, folders or patterns')
     p.add_argument('--target', metavar='CLASS', help='the class to look for (the one that is predicted)')
     p.add_argument('--method', choices=METHODS, help='how (the one that its tests speak for)')
     p.add_argument('--um', type=_number, metavar='MICROMETRES', help='width of a column of the scan, for a scale bar')
@@ -445,21 +463,21 @@ def _add_judging(sub):
 
 def _add_answering(sub):
     "From a model to answers"
-    p = sub.add_parser('predict', help='classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs')
-    p.add_argument('bundle'); p.add_argument('paths', nargs='+', metavar='path')
+    p = _command(sub, 'predict', 'classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs')
+    p.add_argument('bundle', help=_bundle_help); p.add_argument('paths', nargs='+', metavar='path', help='what to classify')
     p.add_argument('--out', metavar='FILE', help='.csv, .parquet or .json (CSV on standard output); a run that was stopped goes on where it was')
     p.add_argument('--volumes', metavar='FILE', help='likewise, one row per volume, its worst slice leading')
     p.add_argument('--engine', choices=ENGINES, help='onnx: ONNX Runtime, where the bundle has it and there is no GPU, which is the default there; torch; ray: a cluster')
     p.add_argument('--int8', action='store_true', help='the network in eight bits, where oct-classify export made it'); _add_cluster(p)
-    p = sub.add_parser('export', help='write a bundle for ONNX Runtime, and in eight bits')
-    p.add_argument('bundle'); p.add_argument('data', nargs='?', help='folder of scans that it was trained on, for --int8')
+    p = _command(sub, 'export', 'write a bundle for ONNX Runtime, and in eight bits')
+    p.add_argument('bundle', help=_bundle_help); p.add_argument('data', nargs='?', help='folder of scans that it was trained on, for --int8')
     p.add_argument('--int8', action='store_true', help='in eight bits too, with what that costs measured on validation and test scans')
-    p = sub.add_parser('app', help='a page in the browser: upload a scan, read the answer')
-    p.add_argument('bundle')
+    p = _command(sub, 'app', 'a page in the browser: upload a scan, read the answer')
+    p.add_argument('bundle', help=_bundle_help)
     p.add_argument('--port', type=_whole, default=8866, help='where it listens, on this machine alone (%(default)s)')
     p.add_argument('--folder', metavar='DIR', help='scans to be offered as examples')
     p.add_argument('--no-browser', dest='open_browser', action='store_false', help='do not open a browser')
-    p = sub.add_parser('bench', help='how fast this machine loads and trains, as ratios to plain fastai')
+    p = _command(sub, 'bench', 'how fast this machine loads and trains, as ratios to plain fastai')
     p.add_argument('--json', metavar='FILE', help='write the figures there')
     p.add_argument('--repeat', type=_whole, default=5, help='runs of each measurement; figures are medians (%(default)s)')
     p.add_argument('--only', nargs='+', choices=BENCHES, default=list(BENCHES), help='measure these alone')
@@ -502,11 +520,11 @@ def _app(bundle, port, folder, open_browser):
     quiet(False) # or nobody would know the address
     serve(bundle, port, folder, open_browser)
 
-def _audit(data, out, test, strict, engine=None, address=None, workers=None):
+def _audit(data, out, test, strict, classes=CLASSES, engine=None, address=None, workers=None):
     if engine and Path(data).is_dir():
         from oct_classify.scale import scan_table_ray
-        scan_table_ray(data, make_dir(out)/'scans.parquet', look=look, address=address, workers=workers)
-    f = audit(data, out, test)
+        scan_table_ray(data, make_dir(out)/'scans.parquet', classes=classes, look=look, address=address, workers=workers)
+    f = audit(data, out, test, classes)
     told = f"{f['scans']:,} scan{'s'*(f['scans'] != 1)} of {f['patients']:,} patient{'s'*(f['patients'] != 1)}." + (f" {f['exact']:,} exact and {f['near']:,} near copies, {f['conflicts']:,} pictures under two classes, {f['unusable']:,} files that can't be used." if 'exact' in f else '')
     for line in (told, *f['bias'], *f.get('doubts', []), f"Report: {Path(out)/'audit.html'}"): say(line)
     if strict and f['bias']: raise LeakError(f"The test would be biased ({len(f['bias'])} finding{'s'*(len(f['bias']) > 1)}): read {Path(out)/'audit.html'}.")

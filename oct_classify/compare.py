@@ -11,11 +11,11 @@ __all__ = ['aligned', 'paired', 'plot_differences', 'delong', 'mcnemar', 'over_s
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import sparse, stats
+from scipy import stats
 
 from .core import *
 from .evaluate import *
-from .evaluate import _ratio
+from .evaluate import _auc_ap, _levels, _ratio, _tallies
 
 # %% ../nbs/08b_compare.ipynb #577c7010
 def _one_row_each(a, b):
@@ -50,47 +50,21 @@ def aligned(
     return a.assign(patient=who), b.assign(patient=who)
 
 # %% ../nbs/08b_compare.ipynb #2fcae045
-def _shares(t):
-    "{figure: (what each scan adds, which scans are counted, the most that one can add)}"
-    k,every = list(classes_of(t)),np.ones(len(t))
-    out = dict(accuracy=((t.predicted == t.label).to_numpy(), every, 1.))
-    if (cost := error_cost(k)) is not None: out['weighted_error'] = cost[t.label.map(k.index), t.predicted.map(k.index)], every, 4.
-    if not ours(t): return out
-    y,said = [t[c].isin(URGENT).to_numpy() for c in ('label', 'predicted')]
-    return out | dict(urgent_sensitivity=(y & said, y, 1.), urgent_specificity=(~y & ~said, ~y, 1.))
-
-def _claim(t, of):
-    "What is claimed of each scan and how surely: urgent disease, or a class; raises `OctError` where the table knows neither"
-    k,p = classes_of(t),probs(t)
-    if of == 'urgent' and ours(t): return t.label.isin(URGENT).to_numpy(), p[:,np.isin(k, URGENT)].sum(1)
-    if of not in k: raise OctError(f'There is no class {of!r} in the table: choose one of {", ".join(k)}' + (', or urgent.' if ours(t) else '.'))
-    return (t.label == of).to_numpy(), p[:,k.index(of)]
-
 def _claims(t):
     "{figure: claims whose AUCs are averaged}"
-    out = dict(urgent_auc=[_claim(t, 'urgent')]) if ours(t) else {}
-    return out | dict(macro_auc=[_claim(t, c) for c in classes_of(t)])
+    out = dict(urgent_auc=[scored(t)]) if ours(t) else {}
+    return out | dict(macro_auc=[scored(t, c) for c in classes_of(t)])
 
 # %% ../nbs/08b_compare.ipynb #d3c11a26
-def _steps(score, most):
-    "Ranks of the scores from 0, level ones together; in `most` steps where there are more (None: never)"
-    level = np.unique(score, return_inverse=True)[1]
-    if most is None or level.max() < most: return level
-    return np.unique((stats.rankdata(score, 'min')-1)*most//len(score), return_inverse=True)[1]
-
 def _area(y, score, who, most):
     "The AUC as a function of weights (B, patients)"
-    level = _steps(score, most)
-    pos,neg = [sparse.csr_matrix((side.astype(np.float32), (who, level)), (who.max()+1, level.max()+1)) for side in (y, ~y)]
-    def auc(w):
-        p,n = w@pos,w@neg
-        below = np.cumsum(n, 1)-n
-        return _ratio((p*(below+n/2)).sum(1, dtype=float), p.sum(1, dtype=float)*n.sum(1, dtype=float))
-    return auc
+    level = _levels(score, most)
+    tallies = _tallies(y, level, who, (level.max()+1, who.max()+1))
+    return lambda w: _auc_ap(*(o@w.T for o in tallies))[0]
 
 def _meter(t, who, most=None):
     "Every figure as a function of weights (B, patients): {figure: (B,)}, nan where undefined"
-    sums = {m: np.stack([np.bincount(who, o) for o in (hit, among)], 1).astype(np.float32) for m,(hit,among,_) in _shares(t).items()}
+    sums = {m: np.stack([np.bincount(who, o) for o in (hit, among)], 1).astype(np.float32) for m,(hit,among,_) in per_scan(t).items()}
     areas = {m: [_area(y, score, who, most) for y,score in claims] for m,claims in _claims(t).items()}
     def figures_of(w):
         out = {m: _ratio(*(w@o).T.astype(float)) for m,o in sums.items()}
@@ -111,8 +85,8 @@ def _draws(tables, who, resamples, seed, most=4096, cells=4_000_000):
 # %% ../nbs/08b_compare.ipynb #468ed8bd
 def _sizes(t, who):
     "{figure: (scans counted, patients behind it, the most it can be, kind of figure)}; of an AUC the smaller side's patients"
-    several = lambda o: len(set(who[np.asarray(o, bool)]))
-    out = {m: (int((among > 0).sum()), several(among), worst, 'share' if worst == 1 else 'mean') for m,(_,among,worst) in _shares(t).items()}
+    several = lambda o: len(set(who[o]))
+    out = {m: (int(among.sum()), several(among), worst, 'share' if worst == 1 else 'mean') for m,(_,among,worst) in per_scan(t).items()}
     return out | {m: (len(t), min(several(side) for y,_ in claims for side in (y, ~y)), 1., 'area') for m,claims in _claims(t).items()}
 
 def _student(n, draws, kind):
@@ -187,13 +161,13 @@ def _delong(y, first, second, who):
 def delong(
     a:pd.DataFrame, # prediction table
     b:pd.DataFrame, # another one of the same scans
-    of:str='urgent', # 'urgent', or a class against the rest
+    what:str='urgent', # or a class, against the rest
 )->dict: # auc_a, auc_b, value = auc_b - auc_a with low and high (95 %), n scans, p (two-sided)
     "Difference of two correlated AUCs (DeLong 1988), for patients with several scans (Obuchowski 1997); raises `OctError` under two patients with and two without"
     a,b = aligned(a, b)
-    who,(y,s),(_,t) = patients_of(a),_claim(a, of),_claim(b, of)
+    who,(y,s),(_,t) = patients_of(a),scored(a, what),scored(b, what)
     several = min(len(set(who[o])) for o in (y, ~y))
-    if several < 2: raise OctError(f'DeLong needs two patients with {of} and two without, but here are {several} of one kind: test on more patients.')
+    if several < 2: raise OctError(f'DeLong needs two patients with {what} and two without, but here are {several} of one kind: test on more patients.')
     x,z,se = _delong(y, s, t, who)
     same = se < 1e-12
     half = stats.norm.ppf(.975)*se if not same else stats.binomtest(0, several).proportion_ci(.95, 'exact').high

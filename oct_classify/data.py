@@ -45,7 +45,7 @@ def find_scans(
     root, # folder that holds class folders at any depth
     classes:tuple=CLASSES, # class folder names, upper case
 )->pd.DataFrame: # columns path (relative to `root`, posix), folder, label
-    "List the scans below `root`, each once"
+    "List the scans below `root`, each once; raises `OctError` where there is none or a class folder is empty"
     root = Path(root)
     if not root.exists(): raise OctError(f'There is no folder {root}: check the path.')
     if not root.is_dir(): raise OctError(f'{root} is a file, not a folder of scans: unpack it first or name the folder that holds the class folders.')
@@ -73,7 +73,7 @@ def _second_copies(root, df):
     return df.assign(sha=sha).duplicated([*key, 'sha']).to_numpy()
 
 def _sha(p):
-    try: return hashlib.sha256(p.read_bytes()).hexdigest()
+    try: return digest(p)
     except OSError: return str(p)
 
 # %% ../nbs/02_data.ipynb #7bdd12eb
@@ -142,33 +142,51 @@ def save_table(df:pd.DataFrame, path):
     "Store a table as parquet, complete or not at all"
     with atomic_write(path, 'wb') as f: df.to_parquet(f, index=False)
 
-def load_table(path)->pd.DataFrame:
-    "Read a stored table, or say in one sentence why that can't be done"
+def load_table(
+    path, # parquet file
+    then:str='delete it and run the same command again', # what to do where it is damaged
+)->pd.DataFrame:
+    "Read a stored table; raises `OctError` that says why that can't be done"
     try: return pd.read_parquet(path)
     except FileNotFoundError: raise OctError(f'There is no table {path}: check the path.') from None
-    except Exception: raise OctError(f'{path} is not a scan table: delete it and run the same command again.') from None
+    except Exception: raise OctError(f'{path} is damaged or is no table: {then}.') from None
 
 # %% ../nbs/02_data.ipynb #c03b476f
 SCHEMA = 1 # to be raised when a stored column gets another meaning
 
-def _known(file, root, columns):
+def _known(file, mark, columns):
     "An earlier table of the same folder and when it was begun, or (None, 0)"
     try: old,since = load_table(file),Path(file).stat().st_mtime
     except (OctError, OSError): return None, 0.
-    return (old, since) if old.attrs.get('folder') == root and old.attrs.get('schema') == SCHEMA and set(columns) <= set(old) else (None, 0.)
+    return (old, since) if old.attrs.get('folder') == mark and old.attrs.get('schema') == SCHEMA and set(columns) <= set(old) else (None, 0.)
+
+def _keep(t, file, mark, begun):
+    "Store a table with what folder it is of and when its reading was begun"
+    t.attrs |= dict(folder=mark, schema=SCHEMA)
+    save_table(t, file)
+    os.utime(file, (begun, begun))
+    return t
+
+def _renew(data, file, mark, classes, look, read):
+    "Have `read` read what is new or changed"
+    old,since = _known(file, mark, [*COLUMNS, *_blank(look)])
+    found = find_scans(data, classes).sort_values('path', ignore_index=True)
+    new = found[~_unchanged(data, found, old, since)]
+    if not len(new): return
+    got,begun = read(new)
+    same = [] if old is None else [old[old.path.isin(found.path) & ~old.path.isin(new.path)]]
+    _keep(_typed(pd.concat([*same, got], ignore_index=True), look), file, mark, begun if old is None else min(begun, since))
 
 def kept_table(
     data, # folder of scans
     file, # parquet file that keeps the table
     classes:tuple=CLASSES, # class folder names
     look=None, # as in `scan_table`
+    read=None, # rows of `find_scans` that are new or changed → (their scan table, when its reading was begun); None: read here
 )->pd.DataFrame:
-    "The scan table of `data`, kept in `file`; only new and changed files are read, and what was read is kept when it is interrupted"
-    begun,root = time.time(),hashlib.sha256(str(Path(data).resolve()).encode(errors='replace')).hexdigest()
-    def keep(t):
-        t.attrs |= dict(folder=root, schema=SCHEMA)
-        save_table(t, file)
-        os.utime(file, (begun, begun))
-        return t
-    old,since = _known(file, root, [*COLUMNS, *_blank(look)])
-    return keep(scan_table(data, classes, old, since, look=look, keep=keep))
+    "The scan table of `data`, kept in `file`; only new and changed files are read, and what was read is kept when it is interrupted; raises `OctError` as `scan_table` does"
+    mark = hashlib.sha256(str(Path(data).resolve()).encode(errors='replace')).hexdigest()
+    if read: _renew(data, file, mark, classes, look, read) # below follows what changed while it read
+    begun = time.time()
+    keep = lambda t: _keep(t, file, mark, begun)
+    return keep(scan_table(data, classes, *_known(file, mark, [*COLUMNS, *_blank(look)]), look=look, keep=keep))

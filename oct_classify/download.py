@@ -9,14 +9,13 @@ __all__ = ['VERSIONS', 'KAGGLE', 'TIMEOUT', 'TRIES', 'PAUSE', 'LONGEST', 'MAX_BY
            'BadArchive', 'unpack', 'download']
 
 # %% ../nbs/02b_download.ipynb #7ebc2728
-import base64, contextlib, hashlib, json, lzma, os, re, shutil, stat, time, zipfile, zlib
+import base64, contextlib, json, lzma, os, re, shutil, stat, time, zipfile, zlib
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import requests
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 from urllib3.util import Retry
 
 from .core import *
@@ -85,7 +84,7 @@ def _signed_in():
 def _login():
     "(keyword arguments for Kaggle's client, where they were found); ({}, '') where there is no login"
     try: *login,where = _token() or _pair() or _signed_in() or ('',)
-    except (OSError, ValueError, KeyError, TypeError): raise OctError('A file with a Kaggle login is there but can not be used: make a new token on https://www.kaggle.com/settings and put it into ~/.kaggle/access_token.') from None
+    except (OSError, ValueError, KeyError, TypeError): raise OctError("A file with a Kaggle login is there but can't be used: make a new token on https://www.kaggle.com/settings and put it into ~/.kaggle/access_token.") from None
     if not all(re.fullmatch('[!-~]+', o or '') for o in login): raise OctError(f'The Kaggle login from {where} holds characters that no login has: make a new token on https://www.kaggle.com/settings and copy it whole.')
     return (dict(username=login[0], password=login[1]) if len(login) == 2 else dict(api_token=login[0]) if login else {}), where
 
@@ -119,7 +118,7 @@ def _broken(e):
     "The reason to try again that lies in a failed connection, or an `OctError` where trying again is useless"
     if isinstance(e, requests.exceptions.SSLError): return OctError('The connection to Kaggle is not trusted, as behind a proxy that opens it: set REQUESTS_CA_BUNDLE to the certificates of your organisation, or download in a browser and give the file with --zip.')
     if isinstance(e, requests.exceptions.Timeout): return _Again('the server does not answer')
-    return _Again('the connection broke off' if isinstance(e, requests.exceptions.ChunkedEncodingError) else 'Kaggle can not be reached')
+    return _Again('the connection broke off' if isinstance(e, requests.exceptions.ChunkedEncodingError) else "Kaggle can't be reached")
 
 # %% ../nbs/02b_download.ipynb #1c34dc82
 TIMEOUT = 10,60 # seconds to connect, and between two pieces of data
@@ -170,15 +169,13 @@ def _about(r):
     return dict(size=int(size) if size.isdecimal() else None, version=h.get('ETag') or h.get('Last-Modified'), md5=base64.b64decode(md5[1]).hex() if md5 else None)
 
 # %% ../nbs/02b_download.ipynb #92289b6a
-def _amount(n): return tqdm.format_sizeof(n, 'B')
-
 def _check_room(*needs):
     "Raise `OctError` where a disk has less room than the (folder, bytes) pairs need together"
     disks = {}
     for d,n in needs: disks.setdefault(os.stat(d).st_dev, []).append((d, n))
     for pairs in disks.values():
         d,need = pairs[0][0],sum(n for _,n in pairs)
-        if (free := shutil.disk_usage(d).free) < need: raise OctError(f'{_amount(need)} are needed, but the disk of {d} has only {_amount(free)} left: free some space or choose a folder on another disk.')
+        if (free := shutil.disk_usage(d).free) < need: raise OctError(f'{amount(need)} are needed, but the disk of {d} has only {amount(free)} left: free some space or choose a folder on another disk.')
 
 # %% ../nbs/02b_download.ipynb #67da561b
 def _get(url, have):
@@ -213,7 +210,7 @@ def _begin(part, new, dest):
     _forget(part)
     size = new['size'] or 0
     _check_room((part.parent, size), (dest, size))
-    say(f'Downloading {_amount(size)} to {part.parent}.')
+    say(f'Downloading {amount(size)} to {part.parent}.')
     _note(part).write_text(json.dumps(new)) # half a note is no note, and the download starts anew
 
 # %% ../nbs/02b_download.ipynb #f5d44622
@@ -233,7 +230,7 @@ def _persist(dataset, part, dest):
 
 def _pause(why, idle, part):
     "Wait before the next attempt, or say that there is none"
-    kept = f'; the {_amount(_have(part))} that arrived are kept' if _have(part) else ''
+    kept = f'; the {amount(_have(part))} that arrived are kept' if _have(part) else ''
     if idle >= TRIES: raise OctError(f'The download stopped, as {why} and {TRIES} attempts in a row brought nothing: run the same command again later{kept}.') from None
     wait = PAUSE*2**max(0, idle-1) if why.wait is None else why.wait
     if wait > LONGEST: raise OctError(f'The download stopped, as {why} and asks to wait {wait/60:,.0f} minutes: run the same command again then{kept}.') from None
@@ -244,21 +241,18 @@ def _pause(why, idle, part):
 def _verify(part, about):
     "Raise `OctError` where `part` is not the archive that `about` describes"
     bad = ('length' if about['size'] not in (None, part.stat().st_size) else
-           'MD5' if about['md5'] not in (None, _md5(part)) else
+           'MD5' if about['md5'] not in (None, digest(part, 'md5')) else
            'directory' if not zipfile.is_zipfile(part) else '')
     if not bad: return
     _forget(part)
     raise OctError(f'The archive arrived damaged (its {bad} is not as it should be) and was deleted: run the same command again.')
-
-def _md5(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'md5').hexdigest()
 
 def _fetch(dataset, file, dest):
     "Download the archive of `dataset` to `file`, from where an earlier call stopped"
     part,begun = file.with_name(f'.{file.name}.part'),time.time()
     try:
         about,had = _known(part),_have(part)
-        if had: say(f'{_amount(had)} are here from an earlier call.')
+        if had: say(f'{amount(had)} are here from an earlier call.')
         if not had or had != about['size']: about = _persist(dataset, part, dest)
         _verify(part, about)
         with open(part, 'rb+') as f: os.fsync(f.fileno())
@@ -266,7 +260,7 @@ def _fetch(dataset, file, dest):
         _note(part).unlink()
     except OSError as e: raise _explain(e, file) from None
     n,s = file.stat().st_size,time.time()-begun
-    say(f'Downloaded {_amount(n-had)} in {s:.0f} s ({_amount((n-had)/s)}/s)' + (', MD5 verified.' if about['md5'] else '.'))
+    say(f'Downloaded {amount(n-had)} in {s:.0f} s ({amount((n-had)/s)}/s)' + (', MD5 verified.' if about['md5'] else '.'))
 
 # %% ../nbs/02b_download.ipynb #40f881dd
 class BadArchive(OctError):
@@ -284,7 +278,7 @@ def _why_not(m:zipfile.ZipInfo):
     if m.flag_bits & 1: return 'is encrypted'
     if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): return 'is a link or a device'
     if not path or {'', '..'} & set(path) or re.search(r'[\\:\0-\x1f]', m.orig_filename): return 'has a name that leads outside the folder'
-    if m.file_size > MAX_BYTES or m.file_size > 2**20 and m.file_size > MAX_RATIO*m.compress_size: return f'would unpack from {_amount(m.compress_size)} to {_amount(m.file_size)}'
+    if m.file_size > MAX_BYTES or m.file_size > 2**20 and m.file_size > MAX_RATIO*m.compress_size: return f'would unpack from {amount(m.compress_size)} to {amount(m.file_size)}'
     return ''
 
 # %% ../nbs/02b_download.ipynb #445e4450
@@ -298,7 +292,7 @@ def _members(z, name):
     for m,p in files:
         if _same(p) in seen or _same(p) in inner: refuse(m, 'is there twice')
         seen.add(_same(p))
-    if (n := sum(m.file_size for m,_ in files)) > 2**20 + MAX_RATIO*os.path.getsize(z.filename): raise BadArchive(f'{name} would unpack to {_amount(n)}, far more than it can hold, and is refused: get the archive from its source again.')
+    if (n := sum(m.file_size for m,_ in files)) > 2**20 + MAX_RATIO*os.path.getsize(z.filename): raise BadArchive(f'{name} would unpack to {amount(n)}, far more than it can hold, and is refused: get the archive from its source again.')
     return _once([(m, p) for m,p in files if not _junk & set(p)])
 
 def _same(path): return tuple(o.casefold() for o in path)
@@ -388,10 +382,10 @@ def download(
     dataset:str=KAGGLE, # OWNER/NAME on Kaggle
     keep_zip:bool|None=None, # keep the archive after unpacking; None: only in a `store`
 )->Path: # `dest`, in which `find_scans` finds the scans
-    "Get, verify and unpack the scans; goes on where an earlier call was interrupted"
+    "Get, verify and unpack the scans; goes on where an earlier call was interrupted; raises `OctError` that says what to do where it can't"
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', dataset): raise OctError(f'{dataset!r} is no data set: write OWNER/NAME as in the address of its page on Kaggle.')
-    dest = _folder(dest)
-    store = _folder(store) if store else dest
+    dest = make_dir(dest, 'choose another folder')
+    store = make_dir(store, 'choose another folder') if store else dest
     file,keep = store/f'{dataset.split("/")[1]}.zip',store != dest if keep_zip is None else keep_zip
     if had := _at_hand(dest): say(f'{dest} holds scans already. {had}')
     else:
@@ -403,12 +397,6 @@ def download(
     return dest
 
 # %% ../nbs/02b_download.ipynb #6781d9b4
-def _folder(path):
-    path = Path(path)
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OctError(f'{path} can not be used as a folder ({e.strerror}): choose another one.') from None
-    return path
-
 def _receipt(dest):
     "What `unpack` wrote down about the scans in `dest`; {} where it unpacked none"
     try: return json.loads((dest/'scans'/RECEIPT).read_text())

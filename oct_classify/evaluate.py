@@ -6,8 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['NAMES', 'classes_of', 'probs', 'check_predictions', 'imaginary', 'confusion', 'error_cost', 'from_confusion',
-           'patients_of', 'draw_patients', 'ranked', 'weighted_auc', 'ours', 'values', 'interval', 'share', 'figures',
-           'title', 'in_percent', 'as_text', 'figure_table', 'class_table', 'plot_confusion']
+           'patients_of', 'draw_patients', 'resampled', 'ranked', 'ours', 'scored', 'values', 'interval', 'share',
+           'per_scan', 'figures', 'title', 'in_percent', 'as_text', 'figure_table', 'class_table', 'plot_confusion']
 
 # %% ../nbs/08_evaluate.ipynb #7a68fa6d
 import os
@@ -38,19 +38,19 @@ def check_predictions(
     k = classes_of(df)
     gone = [c for c in ('path', 'label') if c not in df]
     if gone or len(k) < 2: raise OctError(f'The prediction table lacks {" and ".join(gone) or "probability columns"}: it needs path, label and one p_<class> column per class.')
-    if not len(df): raise OctError('The prediction table has no rows: there is nothing to evaluate.')
+    if not len(df): raise OctError('The prediction table has no rows: give one row per scan.')
     try: p = probs(df)
     except (ValueError, TypeError): raise OctError('A probability column holds something that is no number: give numbers from 0 to 1.') from None
     if not df.path.map(lambda o: isinstance(o, str)).all(): raise OctError('The column path holds something that is no text: give a file name or path per row.')
     for bad,what in ((~np.isfinite(p).all(1), 'has a missing or infinite probability'), (((p < -1e-6) | (p > 1+1e-6)).any(1), 'has a probability outside 0 to 1'),
                      (abs(p.sum(1)-1) > 1e-2, 'has probabilities that do not sum to 1'), (~df.label.isin(k).to_numpy(), f'has a label that is none of {", ".join(k)}, the columns p_…')):
-        if bad.any(): raise OctError(f'{bad.sum()} of {len(df)} predictions can not be used, first {_line(df, bad)}: it {what}.')
+        if bad.any(): raise OctError(f"{bad.sum()} of {len(df)} predictions can't be used, first {_line(df, bad)}, which {what}: mend these rows or leave them out.")
     who = df.patient if 'patient' in df else pd.Series([patient(o) for o in df.path], df.index, dtype='Int64')
     return df.assign(patient=who.astype('string'), predicted=np.array(k)[p.argmax(1)])
 
 # %% ../nbs/08_evaluate.ipynb #fa370c3c
 def imaginary(
-    patients:int=60,
+    patients:int=60, # of the test set
     skill:float=2.5, # how far the right class stands out; 1.5: some 65 % right, 2.5: 84 %, 4: 98 %
     scans:float=2.5, # per patient, on average
     alike:float=.6, # share of the variance that scans of a patient have in common
@@ -91,7 +91,7 @@ def _chance(hit, n, row, col):
 
 def from_confusion(
     c:np.ndarray, # counts (…, K, K)
-    classes,
+    classes, # names, in the order of the matrix
 )->dict: # name: array (…)
     "Every figure that a confusion matrix holds; nan where undefined"
     c = np.asarray(c, float)
@@ -130,11 +130,21 @@ def _over_blocks(
 
 def draw_patients(
     n:int, # patients
-    resamples:int=2000,
-    seed:int=0,
+    resamples:int=2000, # draws
+    seed:int=0, # same seed, same draws
 )->np.ndarray: # (resamples, n) float32: how often each was drawn; rows sum to n
     "Patients drawn with replacement"
     return np.concatenate(_over_blocks(lambda w: w, n, resamples, seed), 1).T
+
+def resampled(
+    sums:np.ndarray, # (P, M) float32 of each patient
+    resamples:int=2000, # draws of patients
+    seed:int=0, # same seed, same draws
+    cells:int=20_000_000, # weights held at once
+)->np.ndarray: # (resamples, M)
+    "Sums over patients drawn anew, in blocks that fit memory"
+    b = max(1, min(resamples, cells//len(sums)))
+    return np.concatenate([draw_patients(len(sums), min(b, resamples-i), seed+i)@sums for i in range(0, resamples, b)]).astype(float)
 
 # %% ../nbs/08_evaluate.ipynb #6c5718fd
 def _tallies(y, level, who, shape):
@@ -165,10 +175,6 @@ def ranked(
     shape = level.max()+1,len(y)
     return tuple(_auc_ap(*(t@np.asarray(w, float).T for t in _tallies(y, level, np.arange(len(y)), shape))))
 
-def weighted_auc(y, score, w)->np.ndarray:
-    "The AUC of `ranked`"
-    return ranked(y, score, w)[0]
-
 # %% ../nbs/08_evaluate.ipynb #b32ecd5b
 def ours(
     df:pd.DataFrame, # prediction table
@@ -176,12 +182,20 @@ def ours(
     "Does the table know our classes alone, and so what is urgent?"
     return set(classes_of(df)) <= set(CLASSES) and bool(set(classes_of(df)) & set(URGENT))
 
+def scored(
+    df:pd.DataFrame, # checked prediction table
+    what:str='urgent', # or a class
+)->tuple: # (N,) bool: is it; (N,) float: its probability
+    "Reference standard and score of one decision; raises `OctError` where the table does not know it"
+    k = classes_of(df)
+    if what in k: return (df.label == what).to_numpy(), probs(df)[:,k.index(what)]
+    if what != 'urgent': raise OctError(f'There is no class {what!r} in this table: choose one of {", ".join(k)}{", or urgent" if ours(df) else ""}.')
+    if not ours(df): raise OctError(f"Urgent referral is defined for {', '.join(CLASSES)} and not for {', '.join(k)}: name one of these classes instead of 'urgent'.")
+    return df.label.isin(URGENT).to_numpy(), probs(df)[:,np.isin(k, URGENT)].sum(1)
+
 def _scores(df):
     "{name: (is it, how sure)} for every AUC and average precision"
-    k,p = classes_of(df),probs(df)
-    out = {'{}_'+c: ((df.label == c).to_numpy(), p[:,i]) for i,c in enumerate(k)}
-    if ours(df): out = {'urgent_{}': (df.label.isin(URGENT).to_numpy(), p[:,np.isin(k, URGENT)].sum(1))} | out
-    return out
+    return ({'urgent_{}': scored(df)} if ours(df) else {}) | {'{}_'+c: scored(df, c) for c in classes_of(df)}
 
 def _named(o, classes):
     "What `_auc_ap` gave for each score, by name, with the mean over classes"
@@ -276,6 +290,18 @@ def share(
     draws = _drawn(a, b, resamples, seed) if len(b) <= 20_000 else _normal(v, a, b)
     low,high = interval(v, draws, int((b > 0).sum()), kind, (0., worst if np.isfinite(worst) else 1.))
     return dict(value=v, low=float(min(low, v)), high=float(max(high, v)), n=n)
+
+# %% ../nbs/08_evaluate.ipynb #9d20f6a5
+def per_scan(
+    df:pd.DataFrame, # checked prediction table
+)->dict: # {figure: (what each scan adds (N,), which scans are counted (N,) bool, the most that one can add)}
+    "The figures that are means over scans, as `share` takes them"
+    k,every = list(classes_of(df)),np.ones(len(df), bool)
+    out = dict(accuracy=((df.predicted == df.label).to_numpy(), every, 1.))
+    if (cost := error_cost(k)) is not None: out['weighted_error'] = cost[df.label.map(k.index), df.predicted.map(k.index)], every, 4.
+    if not ours(df): return out
+    y,said = [df[c].isin(URGENT).to_numpy() for c in ('label', 'predicted')]
+    return out | dict(urgent_sensitivity=(y & said, y, 1.), urgent_specificity=(~y & ~said, ~y, 1.))
 
 # %% ../nbs/08_evaluate.ipynb #8fa0ce45
 def _members(df, name):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .calibrate import plot_reliability
-from .checklist import coverage_of, crosswalk, facts_from, with_study
+from .checklist import coverage_of
 from .compare import plot_differences
 from .core import *
 from .decide import decision_curve, plot_decision_curve, plot_risk_coverage

@@ -43,6 +43,9 @@ def contrast(
     return d
 
 # %% ../nbs/09b_explain.ipynb #8e93f2ae
+class _NoMap(OctError):
+    "The network, the method or the class does not fit, so no other file would do better"
+
 def _members(net): return list(net.members) if isinstance(net, Ensemble) else [net]
 
 def _readings(net, x):
@@ -65,7 +68,7 @@ def _shares(m, w, mean, kind):
 
 def _evidence(net, x, d, kinds):
     maps = _readings(net, x)
-    if not maps: raise OctError("The head of this network does not read maps, so its logits can't be split over positions: choose method='occlusion'.")
+    if not maps: raise _NoMap("The head of this network does not read maps, so its logits can't be split over positions: choose the method occlusion.")
     norm,_,last = net.head
     w = d @ last.weight * (norm.weight if norm.affine else 1) / (norm.running_var+norm.eps).sqrt()
     out,k = 0,0
@@ -82,11 +85,15 @@ def evidence(
     d:torch.Tensor, # (N, K), from `contrast`
     kinds:tuple=('mean', 'max'), # which of the head's inputs to show
 )->torch.Tensor: # (N, H, W) float; sums to the score but for a constant
-    "The score split over positions, exactly, as far as the head is linear; of an ensemble, the mean of its members'"
+    "The score split over positions, exactly, as far as the head is linear; of an ensemble, the mean of its members'; raises `OctError` where the network makes no maps"
     return torch.stack([_evidence(m, x, d, kinds) for m in _members(net)]).mean(0)
 
-def cam(net, x, d):
-    "The part of `evidence` that the means give: Zhou et al., CVPR 2016, over several stages"
+def cam(
+    net:nn.Module, # from `network`
+    x:torch.Tensor, # (N, H, W) float, greys 0-255
+    d:torch.Tensor, # (N, K), from `contrast`
+)->torch.Tensor: # (N, H, W) float
+    "The part of `evidence` that the means give: Zhou et al., CVPR 2016, over several stages; raises `OctError` where the network makes no maps"
     return evidence(net, x, d, ('mean',))
 
 # %% ../nbs/09b_explain.ipynb #a140b48a
@@ -113,16 +120,24 @@ def _map_layers(net, x):
     with torch.no_grad(): net(x[:1])
     for h in hooks: h.remove()
     maps = [(m, h) for m,h in found if h < x.shape[1]]
-    if not maps: raise OctError("This network makes no maps, so it has no class activation map: choose method='occlusion'.")
+    if not maps: raise _NoMap("This network makes no maps, so it has no class activation map: choose the method occlusion.")
     return maps
 
-def grad_cam(net, x, d):
-    "captum's Grad-CAM at the last map; of an ensemble, the mean of its members'"
+def grad_cam(
+    net:nn.Module, # from `network`
+    x:torch.Tensor, # (N, H, W) float, greys 0-255
+    d:torch.Tensor, # (N, K), from `contrast`
+)->torch.Tensor: # (N, H, W) float
+    "captum's Grad-CAM at the last map; of an ensemble, the mean of its members'; raises `OctError` where the network makes no maps"
     def one(n): return LayerGradCam(_Score(n), _map_layers(n, x)[-1][0]).attribute(x.clone().requires_grad_(), additional_forward_args=d).detach()[:,0]
     return torch.stack([_spread(one(n), x.shape[1:]) for n in _members(net)]).mean(0)
 
-def layer_cam(net, x, d):
-    "Positive gradient times activation at the last map of an eighth of the height (Jiang et al., TIP 2021)"
+def layer_cam(
+    net:nn.Module, # from `network`
+    x:torch.Tensor, # (N, H, W) float, greys 0-255
+    d:torch.Tensor, # (N, K), from `contrast`
+)->torch.Tensor: # (N, H, W) float
+    "Positive gradient times activation at the last map of an eighth of the height (Jiang et al., TIP 2021); raises `OctError` where the network makes no maps"
     from captum.attr import LayerGradientXActivation
     def one(n):
         maps = _map_layers(n, x)
@@ -130,12 +145,22 @@ def layer_cam(net, x, d):
         return LayerGradientXActivation(_Score(n), layer).attribute(x.clone().requires_grad_(), additional_forward_args=d).detach().clamp(min=0).sum(1)
     return torch.stack([_spread(one(n), x.shape[1:]) for n in _members(net)]).mean(0)
 
-def integrated_gradients(net, x, d, steps=8):
+def integrated_gradients(
+    net:nn.Module, # from `network`
+    x:torch.Tensor, # (N, H, W) float, greys 0-255
+    d:torch.Tensor, # (N, K), from `contrast`
+    steps:int=8, # of the integral
+)->torch.Tensor: # (N, H, W) float
     "captum's, from the blurred scan"
     return IntegratedGradients(_Score(net)).attribute(x, blurred(x), additional_forward_args=d, n_steps=steps, internal_batch_size=32).detach().to(x)
 
 @torch.no_grad()
-def occlusion(net, x, d, box=.2):
+def occlusion(
+    net:nn.Module, # from `network`
+    x:torch.Tensor, # (N, H, W) float, greys 0-255
+    d:torch.Tensor, # (N, K), from `contrast`
+    box:float=.2, # side in shares of the height
+)->torch.Tensor: # (N, H, W) float
     "captum's, a box of that share of the height blurred, by half boxes"
     k = max(2, round(box*x.shape[1]))
     return Occlusion(_Score(net)).attribute(x, (k, k), (k//2, k//2), baselines=blurred(x), additional_forward_args=d, perturbations_per_eval=8).to(x)
@@ -168,7 +193,7 @@ def _target(model, target, logits):
     if target is None: return logits.argmax(1)
     if isinstance(target, (str, int, np.integer)): target = [target]*len(logits)
     try: return np.array([model.classes.index(t) if isinstance(t, str) else range(len(model.classes))[t] for t in target])
-    except (ValueError, IndexError): raise OctError(f'The model knows the classes {", ".join(model.classes)}: choose a target among them.') from None
+    except (ValueError, IndexError): raise _NoMap(f'The model knows the classes {", ".join(model.classes)}: choose a target among them.') from None
 
 def _shifted(x, dy, dx, m):
     "The picture moved by (dy, dx), its edge repeated"
@@ -206,8 +231,8 @@ def heat_map(
     bs:int=16, # scans at a time
     least:float=LEAST, # log-odds of evidence below which a map is left blank; 0: show anything
 )->np.ndarray: # (N, H, W) float32; positive where the pixels speak for the class
-    "Where the evidence for a class lies, as a map on prepared pixels"
-    if method not in METHODS: raise OctError(f'There is no method {method!r}: choose one of {", ".join(METHODS)}.')
+    "Where the evidence for a class lies, as a map on prepared pixels; raises `OctError` for an unknown method or class, or where the head reads no maps"
+    if method not in METHODS: raise _NoMap(f'There is no method {method!r}: choose one of {", ".join(METHODS)}.')
     model,px = as_model(model),np.asarray(pixels, np.uint8)
     px = px[None] if px.ndim == 2 else px
     x,t = torch.from_numpy(px).float(),_target(model, target, model.logits(px) if target is None else np.zeros((len(px), 1)))
@@ -260,12 +285,12 @@ def energy_in_mask(
 
 # %% ../nbs/09b_explain.ipynb #58c900c7
 def removal_curve(
-    model:OctModel,
+    model:OctModel, # engine PyTorch or ONNX Runtime
     pixels:np.ndarray, # (N, H, W) uint8, prepared
     maps:np.ndarray, # (N, H, W)
     target, # (N,) class numbers
     insert:bool=False, # put the strongest pixels in, rather than take them out
-    steps:int=10,
+    steps:int=10, # removals, each of as many pixels
 )->np.ndarray: # (N, steps+1) probability of the class
     "Deletion or insertion curve (Petsiuk et al., BMVC 2018) against the blurred scan"
     flat = np.argsort(np.argsort(-maps.reshape(len(maps), -1), 1, kind='stable'), 1).reshape(maps.shape)/maps[0].size # 0: strongest
@@ -282,9 +307,9 @@ def area(curve:np.ndarray)->np.ndarray:
 # %% ../nbs/09b_explain.ipynb #52b67503
 @torch.no_grad()
 def randomised(
-    model:OctModel,
+    model:OctModel, # engine PyTorch
     pixels:np.ndarray, # (N, H, W) uint8: scans for the batch-norm statistics
-    seed:int=0,
+    seed:int=0, # of the new weights
     last:int|None=None, # layers to draw anew, from the output down; None: all
 )->OctModel: # a copy
     "The same model with its weights drawn anew (Adebayo et al., NeurIPS 2018)"
@@ -389,13 +414,13 @@ def write_explanations(
     model,out,rows,whys = as_model(model),make_dir(out),[],[]
     for i,f in enumerate(progress(list(files), desc='Drawing maps')):
         try: fig = explain(model, [f], method, target, um)
+        except _NoMap: raise
         except OctError as e:
-            if method not in METHODS or 'choose a' in str(e) or 'choose method' in str(e): raise # no file would do better
             whys.append(f'{printable(f)}: {e}')
             continue
         rows.append((printable(Path(f).name), f'{i+1:03d}-{printable(Path(f).stem)[:80]}.png'))
         _write_png(fig, out/rows[-1][1])
-    if not rows: raise OctError(f'None of the {len(whys)} files could be read, e.g. {whys[0]}' if whys else 'There is no scan to explain: give at least one.')
+    if not rows: raise OctError(f'None of the {len(whys)} files could be read: name other files; the first, {whys[0]}' if whys else 'There is no scan to explain: give at least one.')
     write_page(out/'index.html', _page, 'Where did it look?', rows=rows, whys=whys, method=method.replace('_', ' '), least=f'{LEAST:g}', research=RESEARCH_USE)
     return dict(written=[out/n for _,n in rows], failed=whys)
 

@@ -60,14 +60,14 @@ def write_onnx(
     import onnx
     with _hushed():
         try: graph = _graph(net, size)
-        except Exception as e: raise OctError(f'This network can not be written as ONNX ({type(e).__name__}), so its bundle needs PyTorch.') from None
+        except Exception as e: raise OctError(f"This network can't be written as ONNX ({type(e).__name__}): use its bundle with PyTorch (--engine torch).") from None
         onnx.save(graph, Path(folder)/'model.onnx', save_as_external_data=True, location='model.onnx.data', size_threshold=1024)
 
 # %% ../nbs/10c_export.ipynb #d54bb6ae
 def add_onnx(
     bundle, # folder
 ):
-    "Write `model.onnx` into a bundle that has none, or anew"
+    "Write `model.onnx` into a bundle that has none, or anew; raises `OctError` where the bundle is damaged or its network can't be written as ONNX"
     c = load_config(bundle)
     net = load_net(bundle, c)
     with tempfile.TemporaryDirectory(dir=bundle, prefix='.part-') as d:
@@ -89,7 +89,7 @@ def write_int8(
     bundle, # folder that holds `model.onnx`
     pixels:np.ndarray, # (N, H, W) uint8: some prepared training scans, 64 to 256
 ):
-    "`model.int8.onnx`, from what flows through the network on some training scans"
+    "`model.int8.onnx`, from what flows through the network on some training scans; raises `OctError` where `model.onnx` is missing or damaged"
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -106,8 +106,8 @@ def write_int8(
 def _held(bundle, data):
     "The scans that the figures of a bundle rest on; raises `OctError` where they are not at hand"
     f = Path(bundle)/'predictions.parquet'
-    if not f.exists(): raise OctError(f'{bundle} holds no predictions.parquet, so what eight bits cost can not be measured.')
-    t = load_table(f)
+    if not f.exists(): raise OctError(f'{bundle} holds no predictions.parquet, on which the cost of eight bits is measured: use a bundle that oct-classify run or train wrote.')
+    t = load_table(f, 'get the bundle again')
     gone = [o for o in t.path if not (Path(data)/o).is_file()]
     if gone: raise OctError(f'{len(gone):,} of the {len(t):,} scans behind the figures of {bundle} are not in {data}, first {gone[0]}: give the folder that it was trained on.')
     return t
@@ -122,7 +122,7 @@ def quantise(
     data, # folder of scans that it was trained on
     scans:int=128, # of training, to see what flows through the network
 )->dict: # as stored in config.json: accuracy in full precision and in eight bits, and share of equal answers, each a figure
-    "Write `model.int8.onnx`, and measure on validation and test scans what it costs"
+    "Write `model.int8.onnx`, and measure on validation and test scans what it costs; raises `OctError` where these scans are not at hand"
     t,root,c = _held(bundle, data),Path(data),load_config(bundle)
     prepared = lambda paths: prepare_many([root/o for o in paths], c['size'], c['view'])
     px,whys = prepared(_training(data, t.path, scans))

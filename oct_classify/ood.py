@@ -258,7 +258,7 @@ def distances(
     traits:np.ndarray, # (N, N_TRAITS)
     features:np.ndarray|None=None, # (N, F)
 )->np.ndarray: # (N, 2) by traits and by features; nan where it can't be told
-    "How far scans are from the training scans; 1 is the limit"
+    "How far scans are from the training scans; 1 is the limit; raises `OctError` where the features are of another network"
     out = np.full((len(traits), 2), np.nan)
     ok = np.isfinite(traits).all(1)
     if ok.any(): out[ok,0] = _far_traits(inputs, np.clip(traits[ok], -1e6, 1e6))/inputs['traits_limit'][0]
@@ -280,7 +280,7 @@ def doubts(
     traits:np.ndarray, # (N, N_TRAITS)
     features:np.ndarray|None=None, # (N, F); None: by traits alone
 )->list: # N sentences; '' where nothing speaks against an answer
-    "Why a model that was trained on other pictures should not answer"
+    "Why a model that was trained on other pictures should not answer; raises `OctError` where the features are of another network"
     return [_doubt(t, d, inputs) for t,d in zip(traits, distances(inputs, traits, features))]
 
 # %% ../nbs/10e_ood.ipynb #691f9721

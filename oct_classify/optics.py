@@ -15,11 +15,21 @@ import numpy as np
 # %% ../nbs/01c_optics.ipynb #7299cd65
 f4 = np.float32
 
-def uniform(rng, lo, hi, size=None):
+def uniform(
+    rng, # numpy generator
+    lo, # least value
+    hi, # upper limit
+    size=None, # shape; None: one number
+):
     "Even between `lo` and `hi`"
     return lo + (hi-lo)*rng.random(size)
 
-def bell(rng, mean, sd, size=()):
+def bell(
+    rng, # numpy generator
+    mean, # centre
+    sd, # standard deviation
+    size:tuple=(), # shape; (): one number
+):
     "Bell-shaped around `mean`, never further than three `sd` off: the sum of three uniforms"
     a,b,c = rng.random((3, *size))
     return mean + 2*sd*(a+b+c-1.5)
@@ -35,7 +45,7 @@ def plateau(u):
 
 # %% ../nbs/01c_optics.ipynb #d57053bb
 def wave(
-    rng,
+    rng, # numpy generator
     x:np.ndarray, # rising positions
     period:float, # distance of its knots, in units of `x`
     octaves:int=1, # each further one has half the period and half the height
@@ -73,7 +83,13 @@ def speckle(
     i = sum(_field(rng, rows, cols)**2 for _ in range(2*frames)) # integers: a square is exact
     return np.tile((i/(i.sum()/i.size)).astype(f4), (tiles, tiles))
 
-def looks(rng, field, n, h, w):
+def looks(
+    rng, # numpy generator
+    field:np.ndarray, # of `speckle`
+    n:int, # windows to average
+    h:int, # rows
+    w:int, # columns
+)->np.ndarray: # (h, w) float32, mean about 1
     "Mean of `n` windows (h, w) of a periodic field, at random places, turned and mirrored"
     out = np.zeros((h, w), f4)
     for _ in range(n):
@@ -100,8 +116,12 @@ def grain(
     "Tissue texture at a place"
     return _tissue()[(y*(12/size)).astype(np.int32) & 511, (x*(12/size)).astype(np.int32) & 511]
 
-def soften(img, rows, cols):
-    "Blur `img` in place by the weights 1, 2, 1, `rows` times in depth and `cols` times across: finite resolution"
+def soften(
+    img:np.ndarray, # (H, W) float32, changed in place
+    rows:int, # passes in depth
+    cols:int, # passes across
+):
+    "Blur by the weights 1, 2, 1: finite resolution"
     for a,n in ((img.T, rows), (img, cols)):
         for _ in range(n):
             sides = (a[:,:-2]+a[:,2:])*f4(.25)
@@ -135,7 +155,7 @@ def _expose(rng, img):
     return np.minimum(img, 250).astype(np.uint8)
 
 def light(
-    rng,
+    rng, # numpy generator
     drawing:np.ndarray, # (H, W) float32, displayed brightness 0-1 of tissue without speckle; overwritten
     shade:np.ndarray, # (W,) share of light that vessels leave to each column
 )->np.ndarray: # (H, W) uint8

@@ -10,7 +10,6 @@ __all__ = ['png', 'colour', 'contact_sheet', 'render', 'write_page']
 # %% ../nbs/00b_page.ipynb #22bfc2d3
 import base64, datetime, io
 
-import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure

@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-import numpy as np
 import pandas as pd
 
 from .core import *
@@ -98,7 +97,7 @@ def part_name(i:int)->str:
     return f'part-{i:06d}.parquet'
 
 def put_part(
-    folder:Folder,
+    folder:Folder, # that keeps the parts
     i:int, # number of the block
     table:pd.DataFrame, # one row per scan
     names, # of the scans, in their order
@@ -109,7 +108,7 @@ def put_part(
     folder.write(part_name(i), as_part(table))
 
 def get_part(
-    folder:Folder,
+    folder:Folder, # that keeps the parts
     i:int, # number of the block
     names, # of the scans, in their order
     column:str='path', # that holds the names
@@ -127,7 +126,7 @@ def name_of(item)->str:
     return printable(item) if isinstance(item, (str, Path)) else item.name
 
 class Parts:
-    "A list of scans cut into blocks, and the folder that keeps their tables"
+    "A list of scans cut into blocks, and the folder that keeps their tables; raises `OctError` where that holds something else"
     def __init__(self,
         folder, # on disk, or a URL that fsspec knows
         items, # paths, or anything with a `name`
@@ -161,10 +160,16 @@ class Parts:
         self.clear()
 
     @property
-    def size(self): return self.plan['size']
+    def size(self)->int:
+        "Scans per block"
+        return self.plan['size']
+
     def __len__(self): return max(1, -(-len(self.items)//self.size))
     def _cut(self, o, i): return o[i*self.size:(i+1)*self.size]
-    def block(self, i:int)->list: return self._cut(self.items, i)
+    def block(self, i:int)->list:
+        "The scans of block `i`"
+        return self._cut(self.items, i)
+
     def _get(self, i): return get_part(self.folder, i, self._cut(self.names, i), self.column)
 
     def put(self, i:int, table:pd.DataFrame):
@@ -176,8 +181,12 @@ class Parts:
         there = set(self.folder.names())
         has = [i for i in range(len(self)) if part_name(i) in there]
         with ThreadPoolExecutor(8) as ex: bad = [i for i,ok in zip(has, ex.map(lambda i: self._get(i) is not None, has)) if not ok]
-        if bad: say(f"{len(bad):,} damaged part{'s'*(len(bad) > 1)} in {self.folder.at} will be done again.")
+        if bad: say(f"{plural(len(bad), 'damaged part')} in {self.folder.at} will be done again.")
         return sorted({*range(len(self))}-{*has} | {*bad})
+
+    def begun(self, todo:list):
+        "Say where a part of the work was done before; `todo` is the rest"
+        if 0 < len(todo) < len(self): say(f'{len(self)-len(todo):,} of {len(self):,} blocks of {self.folder.at} were done before; going on from there.')
 
     def merged(self)->pd.DataFrame:
         "One table in the order of the list, every scan exactly once; raises `OctError` where a block is missing"
@@ -201,7 +210,7 @@ def work_off(
 )->pd.DataFrame: # one table in the order of the list
     "Do what is not done yet, in this process, keeping each block as soon as it is done"
     todo = parts.todo()
-    if 0 < len(todo) < len(parts): say(f'{len(parts)-len(todo):,} of {len(parts):,} blocks of {parts.folder.at} were done before; going on from there.')
+    parts.begun(todo)
     for i in progress(todo, desc=desc, unit='block'): parts.put(i, score(parts.block(i)))
     return parts.merged()
 

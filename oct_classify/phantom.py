@@ -153,7 +153,7 @@ def _draw(s, b):
 
 # %% ../nbs/01_phantom.ipynb #892c509a
 class Phantom:
-    "A synthetic B-scan: `image` (H, W) uint8, `masks` {lesion: (H, W) bool}, `layers` (12, W) rows of the upper edge of each of `LAYERS`, of the RPE's lower edge and of Bruch's membrane"
+    "A synthetic B-scan: `image` (H, W) uint8, `masks` {lesion: (H, W) bool}, `layers` (12, W) rows of the upper edge of each of `LAYERS`, of the RPE's lower edge and of Bruch's membrane; raises `OctError` for an unknown class"
     def __init__(self,
         seed:int=0, # fixes everything together with patient and number
         label:str='NORMAL', # one of `CLASSES`
@@ -241,7 +241,7 @@ def phantom_folder(
     scans:int=2, # scans per patient
     seed:int=42, # same seed, same bytes
     shape:tuple=(496, 512), # height and width of each scan in pixels
-    classes:tuple=CLASSES,
+    classes:tuple=CLASSES, # to draw
     workers:int|None=None, # threads; None: one per core
 )->Path: # `dest`
     "Write phantom scans in the Kaggle layout `{train,val,test}/{CNV,…}/LABEL-patient-number.jpeg`"

@@ -65,7 +65,7 @@ def fill_borders(
 def as_size(
     size, # 224, (256, 384), '224' or '256x384'
 )->tuple: # (height, width) in pixels
-    "Height and width from what a person types"
+    "Height and width from what a person types; raises `OctError` where it is no size"
     try:
         hw = [int(o) for o in (size if isinstance(size, (tuple, list)) else str(size).lower().split('x'))]
         h,w = hw*2 if len(hw) == 1 else hw

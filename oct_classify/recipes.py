@@ -27,7 +27,7 @@ def enough(n:int)->int: # epochs
 def fast(
     table:pd.DataFrame, # with `split`
     root, # folder that its paths are relative to
-    arch:str=FALLBACK,
+    arch:str=FALLBACK, # a timm network that gives maps of its stages
     size=(224, 336), # (height, width) in pixels
     **kwargs, # of `train`
 )->Trained:
@@ -70,7 +70,7 @@ def train_by(
     view:str|None=None, # one of `prepare`'s views
     **kwargs, # of `train`
 )->Trained:
-    "Train by a preset; None means the preset's own"
+    "Train by a preset; None means the preset's own; raises `OctError` for an unknown name"
     if name not in RECIPES: raise OctError(f'There is no recipe {name!r}: choose one of {", ".join(RECIPES)}.')
     given = {k: v for k,v in dict(arch=arch, size=size, view=view).items() if v is not None}
     t = RECIPES[name](table, root, **given, **kwargs)

@@ -22,7 +22,12 @@ from .page import *
 from .split import SPLITS
 
 # %% ../nbs/13b_report.ipynb #0f5584e2
-def plot_samples(df, data, n=4, seed=0):
+def plot_samples(
+    df:pd.DataFrame, # split table
+    data, # folder that its paths are relative to
+    n:int=4, # scans per class
+    seed:int=0, # of the draw
+)->Figure:
     "Training scans, one row per class"
     t = df[df.split == 'train']
     pick = pd.concat([g.sample(min(n, len(g)), random_state=seed) for _,g in t.groupby('label')])
@@ -85,6 +90,14 @@ def _curve_note(history):
     return f'How training went{mean}' + ('; epoch 0 is the head alone, on frozen features' if (h.epoch == 0).any() else '') + '. The test scans play no part.'
 
 # %% ../nbs/13b_report.ipynb #ad854715
+def _rows(ax, names, mark):
+    "One row per figure, in percent"
+    ax.set(yticks=range(len(names)), yticklabels=[title(m) for m in names], xlabel=f'%, {mark} with 95 % interval')
+    ax.invert_yaxis()
+    ax.grid(axis='x', alpha=.3)
+    ax.tick_params(axis='y', labelsize=8)
+    ax.spines[['top', 'right', 'left']].set_visible(False)
+
 def plot_intervals(figs):
     "Figures that are shares, with their 95 % intervals"
     show = [(m, o) for m,o in figs.items() if o['value'] is not None and (m in ('accuracy', 'urgent_sensitivity', 'urgent_specificity', 'urgent_auc', 'macro_auc') or m.startswith(('sensitivity_', 'specificity_')))]
@@ -94,11 +107,7 @@ def plot_intervals(figs):
         k = colour(m.rpartition('_')[2]) if m.rpartition('_')[2] in CLASSES else '#222222'
         ax.plot([o['low']*100, o['high']*100], [i, i], color=k, lw=2.5, alpha=.55)
         ax.plot(o['value']*100, i, 'o', color=k, ms=5)
-    ax.set(yticks=range(len(show)), yticklabels=[title(m) for m,_ in show], xlabel='%, dot with 95 % interval')
-    ax.invert_yaxis()
-    ax.grid(axis='x', alpha=.3)
-    ax.tick_params(axis='y', labelsize=8)
-    ax.spines[['top', 'right', 'left']].set_visible(False)
+    _rows(ax, [m for m,_ in show], 'dot')
     return fig
 
 # %% ../nbs/13b_report.ipynb #6e16f2b1
@@ -139,7 +148,7 @@ def _cards(figs):
 
 def write_report(
     path, # report.html
-    heading:str,
+    heading:str, # above the page and in the tab
     preds:pd.DataFrame, # prediction table of the test scans
     m:dict, # content of metrics.json
     data, # folder that its paths are relative to; None: the scans are not at hand
@@ -206,7 +215,7 @@ def _pair(d):
     if o['value'] < 0: a,b,o = b,a,dict(o, value=-o['value'], low=-o['high'], high=-o['low'])
     same = f"On the same {o['n']:,} test scans {a} and {b} have the same accuracy (difference 0.0 points, 95 % interval {o['low']*100:+.1f} to {o['high']*100:+.1f})"
     more = f"On the same {o['n']:,} test scans accuracy is {o['value']*100:.1f} points higher under {a} than under {b} (95 % interval {o['low']*100:+.1f} to {o['high']*100:+.1f})"
-    sure = '.' if o['low'] > 0 else ': the interval includes 0, so these scans can not tell the two apart.'
+    sure = '.' if o['low'] > 0 else ": the interval includes 0, so these scans can't tell the two apart."
     return (more if o['value'] else same) + sure
 
 def notice(
@@ -227,12 +236,8 @@ def plot_sides(policies):
         y = np.arange(len(rows))+(j-(len(policies)-1)/2)*step
         ax.hlines(y, [i['low']*100 for i in o], [i['high']*100 for i in o], color=shade, lw=2.5, alpha=.55)
         ax.plot([i['value']*100 for i in o], y, 'osD'[j], color=shade, ms=5, label=p)
-    ax.set(yticks=range(len(rows)), yticklabels=[title(k) for k in rows], xlabel='%, mark with 95 % interval')
-    ax.invert_yaxis()
-    ax.grid(axis='x', alpha=.3)
+    _rows(ax, rows, 'mark')
     ax.legend(fontsize=8, frameon=False, ncols=3, loc='lower left', bbox_to_anchor=(0, 1))
-    ax.tick_params(axis='y', labelsize=8)
-    ax.spines[['top', 'right', 'left']].set_visible(False)
     return fig
 
 _sides = """{% for line in lead %}<p class="lead">{{ line }}</p>{% endfor %}
@@ -273,7 +278,7 @@ def _advice(m):
 
 def write_comparison(
     path, # report.html
-    heading:str,
+    heading:str, # above the page and in the tab
     m:dict, # what metrics.json of the comparison holds
     made:list, # (what, value) pairs
 ):

@@ -164,7 +164,7 @@ def _run(ray, parts, todo, workers, cpus, gpus, make, args, files, desc):
     args = (parts.folder.at, parts.folder.read('plan.json').decode(), parts.column, __version__, os.getcwd(), make, args, shared)
     ds = _dataset(ray, parts, todo, min(_pool(ray, workers, cpus, gpus), len(todo)), cpus, gpus, args)
     died = sum(int(b['died'][0]) for b in progress(ds.iter_batches(batch_size=None), len(todo), desc, unit='block'))
-    if died: say(f"{died:,} worker{'s'*(died > 1)} died on the way; others did their blocks.")
+    if died: say(f"{plural(died, 'worker')} died on the way; others did their blocks.")
 
 def spread(
     parts:Parts, # what to do, and where to keep it
@@ -177,14 +177,14 @@ def spread(
     gpus:float=0, # per worker
     desc:str='Predicting', # beside the progress bar
 )->pd.DataFrame: # one table in the order of the list
-    "Do what is not done yet on a Ray cluster; each block is kept by the worker that did it"
+    "Do what is not done yet on a Ray cluster; each block is kept by the worker that did it; raises `OctError` where the cluster gives up"
     todo = parts.todo()
     parts.folder.remove([n for n in parts.folder.names() if n.startswith('try-')]) # an earlier start is no fault of a scan
-    if 0 < len(todo) < len(parts): say(f'{len(parts)-len(todo):,} of {len(parts):,} blocks of {parts.folder.at} were done before; going on from there.')
+    parts.begun(todo)
     if todo:
         with cluster(address, store=200*2**20+2*sum(map(len, (files or {}).values()))) as ray, _silent(ray):
             try: _run(ray, parts, todo, workers, cpus, gpus, make, args, files, desc)
-            except ray.exceptions.RayError as e: raise OctError(_why(e) or f"The cluster gave up ({type(e).__name__}); what was done is kept, and the same command goes on from there.") from None
+            except ray.exceptions.RayError as e: raise OctError(_why(e) or f"The cluster gave up ({type(e).__name__}), and what was done is kept: run the same command again.") from None
     return parts.merged()
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def predict_ray(
     abstain:bool=True, # from what is no scan
     **options, # of `OctModel.load`
 )->pd.DataFrame: # the prediction table
-    "Predict scans on a Ray cluster; the parts stay in `folder` until somebody clears them"
+    "Predict scans on a Ray cluster; the parts stay in `folder` until somebody clears them; raises `OctError` where the cluster gives up"
     from oct_classify.inputs import scans_of
     files = bundle_files(bundle)
     parts = Parts(folder, scans_of(paths), dict(bundle=bundle_hash(bundle), abstain=abstain) | options, size)
@@ -252,7 +252,7 @@ def scan_table_ray(
     cpus:float=1, # per worker
     size:int=1000, # files per block
 )->pd.DataFrame:
-    "What `kept_table` gives, read on a Ray cluster; only new and changed files are read"
+    "What `kept_table` gives, read on a Ray cluster; only new and changed files are read; raises `OctError` where the cluster gives up"
     from oct_classify import data as d
     root = str(Path(data).resolve())
     found = d.find_scans(data, classes).sort_values('path', ignore_index=True)

@@ -28,9 +28,9 @@ from .prepare import placed, prepare_many
 def serving_bundle(
     folder, # to write into
     files, # scans, for statistics and calibration
-    arch:str='resnet50',
-    size=224,
-    view:str='crop',
+    arch:str='resnet50', # timm or torchvision name
+    size:int=224, # side in pixels
+    view:str='crop', # one of `VIEWS`
 )->Path:
     "A bundle with random weights and everything that costs time in use"
     config = dict(arch=arch, classes=list(CLASSES), size=[size, size], view=view, mirror=False)
@@ -43,8 +43,8 @@ def serving_bundle(
 
 def fastai_learner(
     files, # scans
-    arch:str='resnet50',
-    size:int=224,
+    arch:str='resnet50', # torchvision's name
+    size:int=224, # side in pixels
 ):
     "Plain fastai with the same architecture, on a CPU or the GPU there is"
     import torchvision.models as tv
@@ -72,8 +72,8 @@ def serving_rates(
     files, # scans
     repeat:int=5, # runs of each, in turns
     single:int=40, # files of the loop
-    arch:str='resnet50',
-    size:int=224,
+    arch:str='resnet50', # torchvision's name
+    size:int=224, # side in pixels
 )->dict: # lists of scans per second: ours, ours_int8, limit, limit_int8, get_preds, loop
     "Files to answers, in turns"
     files = list(files)

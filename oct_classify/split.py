@@ -105,7 +105,7 @@ def split_table(
 )->pd.DataFrame: # the table with `split`, `reason` and `group`, the number of its component
     "Put every scan on one side; raises `OctError` where a class would be missing"
     if policy not in POLICIES: raise OctError(f'There is no policy {policy!r}: choose one of {", ".join(POLICIES)}.')
-    if table.label.nunique() < 2: raise OctError(f'Only {table.label.iloc[0]} scans were found: a classifier needs at least two classes.')
+    if table.label.nunique() < 2: raise OctError(f'Only {table.label.iloc[0]} scans were found: add a folder of another class.')
     df = table.reset_index(drop=True).assign(split='train', reason='', group=components(table))
     if policy != 'patient': df['split'] = _as_shipped(df, policy)
     _drop(df, df.error != '', df.error)
@@ -207,6 +207,6 @@ def load_split(
     gone = int((t.split != 'dropped').sum() - got.split.isin(SPLITS[:3]).sum())
     if gone > 0: say(f'{gone:,} files that {name} names are not in this folder.')
     if not (df.split == 'valid').any(): _draw_side(df, 'valid', valid, seed+1)
-    for side in ('train', 'test'): _need(df, side, f'see {name}.')
+    for side in ('train', 'test'): _need(df, side, f'give it some in {name}.')
     check_split(df)
     return df

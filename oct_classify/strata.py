@@ -76,12 +76,8 @@ def strata(
 
 # %% ../nbs/08e_strata.ipynb #b06d2d9f
 def _measures(df):
-    "{figure: (what each scan adds, the scans it is about, the most that one can add)}"
-    k = classes_of(df)
-    out = dict(accuracy=((df.label == df.predicted).to_numpy(float), np.ones(len(df), bool), 1.))
-    if (cost := error_cost(k)) is not None: out['weighted_error'] = (cost[df.label.map(k.index), df.predicted.map(k.index)], np.ones(len(df), bool), 4.)
-    if set(k) <= set(CLASSES) and set(k) & set(URGENT): out['urgent_sensitivity'] = (df.predicted.isin(URGENT).to_numpy(float), df.label.isin(URGENT).to_numpy(), 1.)
-    return out
+    "The figures of `per_scan` that are set out by stratum"
+    return {m: o for m,o in per_scan(df).items() if m != 'urgent_specificity'}
 
 def heterogeneity(
     hit, # (N,) what each scan adds
@@ -167,7 +163,7 @@ def plot_strata(
     table:pd.DataFrame, # of `by_stratum`
     figure:str='accuracy', # or 'weighted_error', 'urgent_sensitivity'
 )->Figure:
-    "Forest plot of one figure by stratum; hollow: few patients, whose intervals may leave the plot"
+    "Forest plot of one figure by stratum; hollow: few patients, whose intervals may leave the plot; raises `OctError` for a figure that the table lacks"
     t = table[table.figure == figure].reset_index(drop=True)
     if not len(t): raise OctError(f'The table has no figure {figure!r}: choose one of {", ".join(table.figure.unique())}.')
     y = -(np.arange(len(t))+.9*np.cumsum((t.variable != t.variable.shift()).to_numpy()))
@@ -225,7 +221,7 @@ def leak_gap(
     "What scans that training knew add to a figure; raises `OctError` on a mask that does not fit"
     df = check_predictions(test)
     leaked = leaked_scans(df, leaked) if isinstance(leaked, pd.DataFrame) else np.asarray(leaked)
-    if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError(f'The mask of leaked scans must hold True or False for each of {len(df)} scans.')
+    if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError(f'The mask of leaked scans does not fit: give True or False for each of {len(df)} scans.')
     if figure not in (ms := _measures(df)): raise OctError(f'There is no figure {figure!r} for this table: choose one of {", ".join(ms)}.')
     (hit,among,worst),who = ms[figure],patients_of(df)
     sides = dict(all=among, clean=among & ~leaked, leaked=among & leaked)
@@ -234,11 +230,10 @@ def leak_gap(
     if not (among & leaked).any(): return out | dict(gap=dict(value=0., low=0., high=0., n=out['all']['n']), lead=out['leaked'])
     return out | dict(gap=_less('all', 'clean', out, draws, k, worst), lead=_less('leaked', 'clean', out, draws, k, worst))
 
-def _draws(hit, sides, who, resamples, seed, cells=20_000_000):
+def _draws(hit, sides, who, resamples, seed):
     "Means of each side over patients drawn anew, the same draws for all"
     sums = np.stack([np.bincount(who, o) for m in sides.values() for o in (hit*m, m)], 1).astype(np.float32)
-    b = max(1, min(resamples, cells//len(sums)))
-    w = np.concatenate([draw_patients(len(sums), min(b, resamples-i), seed+i)@sums for i in range(0, resamples, b)]).astype(float)
+    w = resampled(sums, resamples, seed)
     return {k: np.divide(w[:,2*i], w[:,2*i+1], out=np.full(len(w), np.nan), where=w[:,2*i+1] > 0) for i,k in enumerate(sides)}
 
 def _less(a, b, figs, draws, k, worst):

@@ -11,7 +11,7 @@ __all__ = ['AdamW', 'Recipe', 'precision_for', 'Precision', 'keep_memory', 'to_d
            'largest_batch', 'memory_advice', 'this_device', 'suggest_lr', 'loggers', 'Trained', 'train']
 
 # %% ../nbs/07_train.ipynb #59877a2d
-import contextlib, ctypes, gc, math, sys, tempfile, time, traceback
+import contextlib, ctypes, gc, math, tempfile, time, traceback
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,12 @@ from .split import check_split
 # %% ../nbs/07_train.ipynb #2ebd472d
 @dataclass(frozen=True)
 class Recipe:
-    "How a network is trained"
+    "How a network is trained: all options; a named choice of them is a preset, see `recipes`"
     epochs:int=4 # of all layers, after the head; 0: the head alone
     bs:int|None=None # scans per step, over all processes together; None: 16 on a CPU, 64 on a GPU
     lr:float=1e-3 # of the head at its peak
     body:float=1/3 # share of `lr` that the body gets
-    augment:Augment|None=Augment()
+    augment:Augment|None=Augment() # of training batches; None: not at all
     balance:str='loss' # 'loss': each class weighs the same in the loss; 'prior': unweighted, and the prior is taken out of the trained network; 'none'
     smoothing:float=0. # label smoothing
     mix:str='none' # 'mixup', 'cutmix' or 'none'
@@ -60,9 +60,9 @@ class Recipe:
 
     def __post_init__(self):
         for k,of in (('balance', ('loss', 'prior', 'none')), ('mix', ('none', 'mixup', 'cutmix')), ('precision', ('auto', 'fp32', 'bf16', 'fp16')), ('head', ('steps', 'logistic'))):
-            if getattr(self, k) not in of: raise OctError(f'{k} can not be {getattr(self, k)!r}: choose one of {", ".join(of)}.')
+            if getattr(self, k) not in of: raise OctError(f"{k} can't be {getattr(self, k)!r}: choose one of {', '.join(of)}.")
         for k,low,high in (('epochs', 0, 10_000), ('bs', 2, 100_000), ('lr', 1e-8, 10), ('smoothing', 0, .9), ('average', 0, 1000), ('small', 0, 1), ('stages', 0, 9), ('strength', 1e-6, 1e6), ('frozen', 0, 9)):
-            if (v := getattr(self, k)) is not None and not low <= v <= high: raise OctError(f'{k} can not be {getattr(self, k)}: choose a value from {low} to {high}.')
+            if (v := getattr(self, k)) is not None and not low <= v <= high: raise OctError(f"{k} can't be {getattr(self, k)}: choose a value from {low} to {high}.")
 
     def on(self, device, net):
         "The recipe with what depends on device and network filled in"
@@ -76,7 +76,7 @@ def _has_bf16():
     return any(get().get(k) for k in ('avx512_bf16', 'amx_bf16'))
 
 def precision_for(
-    net:nn.Module,
+    net:nn.Module, # to be trained
     device, # torch device
     wish:str='auto', # 'fp32', 'bf16', 'fp16' or 'auto'
 )->str: # 'fp32', 'bf16' or 'fp16'
@@ -90,15 +90,18 @@ def precision_for(
 class Precision(MixedPrecision):
     "fastai's `MixedPrecision`, on any device"
     def before_fit(self):
+        "Autocast and scaler for this device"
         kind,half = self.dls.device.type,self.amp_mode.value == 'fp16'
         self.autocast,self.learn.scaler = torch.autocast(kind, torch.float16 if half else torch.bfloat16),torch.amp.GradScaler(kind, enabled=half)
         self.scales,self.inside = [],False
 
     def before_batch(self):
+        "Enter half precision"
         super().before_batch()
         self.inside = True
 
     def after_loss(self):
+        "Leave it"
         super().after_loss()
         self.inside = False
 
@@ -140,25 +143,32 @@ class FixedStatistics(Callback):
     "Batch-norm statistics of the body stay ImageNet's, and those of a head that only standardises stay as they were fitted"
     order = 12 # after fastai has wrapped the model for several processes
     def before_train(self):
+        "Put what keeps its statistics into evaluation mode"
         body,head = get_model(self.model)
         for m in (body, *(o for o in head.modules() if getattr(o, 'affine', True) is False)): m.eval()
 
 class FrozenStages(Callback):
-    "The first `stages` stages of a timm network stay as they are, and no gradient is computed for them"
+    "The first `stages` stages of a timm network stay as they are, and no gradient is computed for them; raises `OctError` where there are not so many"
     def __init__(self, model, stages:int):
         info = getattr(model, 'feature_info', [])
         names = [o['module'] for o in getattr(info, 'info', info)]
-        if not 0 < stages < len(names): raise OctError(f'frozen can not be {stages}, as this network has {len(names)} stages: choose a number below that.')
+        if not 0 < stages < len(names): raise OctError(f"frozen can't be {stages}, as this network has {len(names)} stages: choose a number below that.")
         self.last = model.get_submodule(names[stages-1])
-    def before_fit(self): self.hook = self.last.register_forward_hook(lambda m, x, y: y.detach())
-    def after_fit(self): self.hook.remove()
+
+    def before_fit(self):
+        "Cut the gradient behind the last frozen stage"
+        self.hook = self.last.register_forward_hook(lambda m, x, y: y.detach())
+
+    def after_fit(self):
+        "Remove the cut"
+        self.hook.remove()
 
 AdamW = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True)
 
 def oct_learner(
     dls:DataLoaders, # from `packed_loaders`
     net:nn.Sequential, # from `network` or `pretrained`
-    recipe:Recipe=Recipe(),
+    recipe:Recipe=Recipe(), # balance and smoothing are used here
     **kwargs, # passed on to `vision_learner`
 )->Learner: # frozen but for the head
     "`vision_learner` around `net`, as the recipe has it"
@@ -181,8 +191,8 @@ def _is_full(e):
 
 @torch.inference_mode()
 def features(
-    net:nn.Sequential,
-    scans:PackedScans,
+    net:nn.Sequential, # from `network`
+    scans:PackedScans, # to look at
     bs:int|None=None, # None: 32 on a CPU, 256 on a GPU
     mirror:bool=False, # of the mirror image
     precision:str='fp32', # on a GPU
@@ -202,8 +212,8 @@ def features(
 def fit_head(
     learn:Learner, # from `oct_learner`
     net:nn.Sequential, # its network
-    epochs:int=30,
-    lr:float=1e-2,
+    epochs:int=30, # over cached features
+    lr:float=1e-2, # at its peak
     precision:str='fp32', # on a GPU
 )->float: # validation accuracy
     "Fit the head alone on cached features of the frozen body"
@@ -250,8 +260,14 @@ class History(Callback):
     "One row per epoch, in a table and, where `file` is given, in a CSV file"
     order = 60
     def __init__(self, file=None): self.file,self.rows = file,[]
-    def to_keep(self): return self.rows
-    def take_back(self, rows): self.rows = rows
+
+    def to_keep(self):
+        "What a state of training keeps of this"
+        return self.rows
+
+    def take_back(self, rows):
+        "Go on with what a state kept"
+        self.rows = rows
 
     def add(self, **row):
         "Add a row and write the file"
@@ -261,8 +277,12 @@ class History(Callback):
             with atomic_write(self.file) as f: pd.DataFrame(self.rows).to_csv(f, index=False, float_format='%.6g')
         except OctError as e: say(f'The history could not be written, and training goes on: {e}')
 
-    def before_epoch(self): self.begun = time.time()
+    def before_epoch(self):
+        "Start the clock"
+        self.begun = time.time()
+
     def after_epoch(self):
+        "Add the row of a finished epoch"
         if len(self.recorder.log) < 4: return # a finished epoch that was skipped
         loss,valid,acc = self.recorder.log[1:4]
         self.add(epoch=self.epoch+1, train_loss=float(loss), valid_loss=float(valid), valid_accuracy=float(acc), seconds=round(time.time()-self.begun, 1))
@@ -272,24 +292,34 @@ class Averaged(Callback):
     "Validate and end with the exponential average of the weights over the last `epochs` epochs or so"
     order = 55
     def __init__(self, epochs:float): self.epochs,self.mean,self.raw = epochs,None,None
-    def to_keep(self): return dict(mean=self.mean, raw=self.raw)
-    def take_back(self, o): self.mean,self.raw = [v and to_device(v, self.dls.device) for v in (o['mean'], o['raw'])]
+
+    def to_keep(self):
+        "What a state of training keeps of this"
+        return dict(mean=self.mean, raw=self.raw)
+
+    def take_back(self, o):
+        "Go on with what a state kept"
+        self.mean,self.raw = [v and to_device(v, self.dls.device) for v in (o['mean'], o['raw'])]
+
     def _now(self): return {k: v for k,v in get_model(self.model).state_dict().items() if v.is_floating_point()}
 
     def _put(self, weights):
         with torch.no_grad(): torch._foreach_copy_(list(self._now().values()), list(weights.values()))
 
     def before_train(self):
+        "The weights of training, which validation had replaced"
         if self.raw: self._put(self.raw)
         self.raw = None
 
     def after_batch(self):
+        "Move the average"
         if not self.training: return
         now = self._now()
         if self.mean is None: self.mean = {k: v.clone() for k,v in now.items()}
         else: torch._foreach_lerp_(list(self.mean.values()), list(now.values()), 1-math.exp(-1/max(self.epochs*self.n_iter, 1e-6)))
 
     def before_validate(self):
+        "The averaged weights, for validation"
         if self.raw: return
         self.raw = {k: v.clone() for k,v in self._now().items()}
         self._put(self.mean)
@@ -298,21 +328,31 @@ class Best(Callback):
     "End with the weights of the epoch with the lowest validation loss"
     order = 58
     def __init__(self): self.loss,self.weights = float('inf'),None
-    def to_keep(self): return dict(loss=self.loss, weights=self.weights)
-    def take_back(self, o): self.loss,self.weights = o['loss'],o['weights']
+
+    def to_keep(self):
+        "What a state of training keeps of this"
+        return dict(loss=self.loss, weights=self.weights)
+
+    def take_back(self, o):
+        "Go on with what a state kept"
+        self.loss,self.weights = o['loss'],o['weights']
 
     def after_epoch(self):
+        "Keep the weights where the validation loss fell"
         if len(self.recorder.log) < 4 or not self.recorder.log[2] < self.loss: return
         self.loss,self.weights = float(self.recorder.log[2]),{k: v.detach().cpu().clone() for k,v in get_model(self.model).state_dict().items()}
 
     def after_fit(self):
+        "Put the best weights in"
         if self.weights: get_model(self.model).load_state_dict(self.weights)
 
 class Grow(Callback):
     "The first `share` of the epochs see training scans at two thirds of their size, in steps of 32 pixels"
     order = 81 # after `Checkpoint`
     def __init__(self, share:float, size): self.share,self.size = share,size
+
     def before_train(self):
+        "The size of this epoch"
         small = tuple(max(32, round(o/48)*32) for o in self.size)
         train_loader(self.learn).size = small if self.epoch < round(self.share*self.n_epoch) else None
 
@@ -323,11 +363,11 @@ def in_notebook()->bool:
     except NameError: return False
 
 def callbacks(
-    recipe:Recipe,
-    net:nn.Module,
-    dls:DataLoaders,
+    recipe:Recipe, # filled in by `on`
+    net:nn.Module, # to be trained
+    dls:DataLoaders, # of `packed_loaders`
     random_start:bool=False, # the body's weights are random
-)->list:
+)->list: # in no particular order
     "What the recipe asks of fastai"
     fixed = not random_start if recipe.fixed_bn is None else recipe.fixed_bn
     half = precision_for(net, dls.device, recipe.precision)
@@ -335,9 +375,9 @@ def callbacks(
         + ([Grow(recipe.small, dls.train_ds.packed.size)] if recipe.small else []) + dict(none=[], mixup=[MixUp()], cutmix=[CutMix()])[recipe.mix] + ([ProgressCallback()] if in_notebook() else []))
 
 def fine_tune(
-    learn:Learner,
-    recipe:Recipe=Recipe(),
-    cbs=(),
+    learn:Learner, # of `oct_learner`
+    recipe:Recipe=Recipe(), # epochs, lr, body
+    cbs=(), # of `callbacks`, and others
 ):
     "All layers, one cycle"
     learn.unfreeze()
@@ -371,11 +411,11 @@ def _per_scan(net, size, bs=4, half='fp32'):
     return fwd, took
 
 def estimate(
-    net:nn.Sequential,
+    net:nn.Sequential, # on its device
     size:tuple, # (height, width) in pixels
     n_train:int, # scans
     n_other:int, # scans in validation and test
-    epochs:int,
+    epochs:int, # of all layers
     precision:str='fp32', # of the training steps
 )->float: # seconds
     "How long training and evaluation will take on this machine, from two timed batches"
@@ -388,8 +428,17 @@ def minutes(seconds:float)->str:
     if seconds < 90: return f'{seconds:.0f} seconds'
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
-def announce(net, arch, size, n_train, n_other, epochs, precision='fp32', limit=1800):
-    "Say what the work will take and, over `limit` seconds, the faster choice; returns the estimate; draws no random number that others would miss"
+def announce(
+    net:nn.Module, # on its device
+    arch:str, # its name
+    size:tuple, # (height, width) in pixels
+    n_train:int, # scans
+    n_other:int, # scans in validation and test
+    epochs:int, # of all layers
+    precision:str='fp32', # of the training steps
+    limit:float=1800, # seconds from which on a faster choice is named
+)->float: # seconds
+    "Say what the work will take and, where that is long, the faster choice; draws no random number that others would miss"
     with torch.random.fork_rng(): return _announce(net, arch, size, n_train, n_other, epochs, precision, limit)
 
 def _announce(net, arch, size, n_train, n_other, epochs, precision, limit):
@@ -419,10 +468,10 @@ def largest_batch(
 
 @contextlib.contextmanager
 def memory_advice(
-    learn:Learner,
+    learn:Learner, # that is being fitted
     bs:int, # scans per step of this process
-    processes:int=1,
-    precision:str='fp32',
+    processes:int=1, # how many train together
+    precision:str='fp32', # of the steps
 ):
     "Turn running out of memory into an `OctError` with the batch size that fits"
     try: yield
@@ -495,8 +544,8 @@ def _several(learn, frozen=False):
 # %% ../nbs/07_train.ipynb #bdc60e1e
 def suggest_lr(
     learn:Learner, # from `oct_learner`
-    steps:int=100,
-)->float:
+    steps:int=100, # of the finder
+)->float: # to be given as `lr`
     "The learning rate that fastai's finder suggests (valley); the network is left as it was, and the curve is in `learn.recorder`"
     with tempfile.TemporaryDirectory() as d:
         learn.path = Path(d)
@@ -555,7 +604,7 @@ def train(
     size=224, # side, or (height, width), in pixels
     view:str='crop', # one of `prepare`'s views
     weights:str='imagenet', # 'imagenet', 'none' or a file
-    seed:int=42,
+    seed:int=42, # of weights, order and augmentation
     official:bool=False, # allow a split that leaks, because it is the official one
     out=None, # folder for pixels, states and history.csv; None: in memory
     checkpoints=None, # folder for states; None: Google Drive on Colab, else `out`
@@ -576,7 +625,7 @@ def train(
     dls = _sides(table, root, size, view, classes, recipe, seed, out, dev)
     info |= dict(classes=list(classes), size=list(as_size(size)), view=view, stages=recipe.stages, seed=seed, device=dev.type, processes=_processes(), **_described(recipe))
     request = _request(dls.train_ds.packed, table, info)
-    folder = Path(checkpoints)/fingerprint(request) if checkpoints else checkpoint_folder(out, request) if out else None
+    folder = Path(checkpoints)/request_hash(request) if checkpoints else checkpoint_folder(out, request) if out else None
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
     if recipe.balance == 'prior': without_prior(net, dls.train_ds.y)
     info |= dict(seconds=round(time.time()-begun, 1), **_statistics(dls.train_ds))
@@ -598,7 +647,7 @@ def _described(recipe):
 def _request(packed, table, info):
     "What decides the training, for telling whether a state is of this one"
     sides = table[table.split.isin(('train', 'valid'))].sort_values('path')
-    return dict(pixels=packed.key, sides=fingerprint(dict(zip(sides.sha256, sides.label+sides.split))), **info)
+    return dict(pixels=packed.key, sides=request_hash(dict(zip(sides.sha256, sides.label+sides.split))), **info)
 
 def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, info):
     "Head, then all layers; the history, where epoch 0 is the head alone"

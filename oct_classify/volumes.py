@@ -20,14 +20,12 @@ from .core import _sentence
 # %% ../nbs/10da_volumes.ipynb #81382896
 IMAGES = ('.jpeg', '.jpg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif')
 DICOM = ('.dcm', '.dicom')
-MAX_FILE,MAX_VOLUME = 256<<20,4<<30 # bytes: what is read into memory at once; a volume that is read in place
+MAX_FILE,MAX_VOLUME = 256_000_000,4_000_000_000 # bytes: what is read into memory at once; a volume that is read in place
 MAX_FRAMES,MAX_VOXELS = 10_000,500_000_000 # of one volume
-
-def _size(n): return f'{n/2**30:,.1f} GB' if n >= 2**30 else f'{n/2**20:,.0f} MB'
 
 def _fits(n, limit=None):
     limit = limit or MAX_FILE
-    if n > limit: raise OctError(f'The file has {_size(n)}, but at most {_size(limit)} are accepted.')
+    if n > limit: raise OctError(f'The file has {amount(n)}, but at most {amount(limit)} are accepted.')
     return n
 
 def _regular(path, limit=None):
@@ -195,7 +193,7 @@ def _is_heyex(path):
 def _xml(source, name):
     "Heidelberg's XML export: number of slices, and a function that gives the path of one"
     if source.path is None: raise OctError('An XML export is read from disk: unpack it first.')
-    with source.open() as f: text = f.read(_fits(os.path.getsize(source.path), 64<<20))
+    with source.open() as f: text = f.read(_fits(os.path.getsize(source.path), 64_000_000))
     if b'<!DOCTYPE' in text or b'<!ENTITY' in text: raise OctError('The XML file declares a document type, which an export does not.')
     names = [(o.findtext('./ImageData/ExamURL') or '').replace('\\', '/').rsplit('/', 1)[-1] for o in ElementTree.fromstring(text).iterfind(".//ImageType[Type='OCT']..")]
     names = [o for o in names if o.lower().endswith(IMAGES)]

@@ -96,7 +96,7 @@ def test_a_line_that_is_cut_again_and_again(server, made, tmp_path):
 
 def test_a_line_that_brings_nothing(server, made, tmp_path):
     server.faults += [dict(cut=100_000)] + [dict(cut=0)]*5
-    assert re.search(r'connection broke off and 5 attempts in a row brought nothing.* the [\d.]+kB that arrived are kept\.$', refused(tmp_path/'d'))
+    assert re.search(r'connection broke off and 5 attempts in a row brought nothing.* the [\d.]+ kB that arrived are kept\.$', refused(tmp_path/'d'))
     arrived = ranges(server)[-1]
     download(tmp_path/'d')
     assert arrived > 0 and ranges(server)[-1] == arrived and complete(tmp_path/'d', made[1])
@@ -208,7 +208,7 @@ def test_no_login_and_no_network(tmp_path):
 def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(room, 'PAUSE', 0)
     with KaggleServer(b'') as s: pass
-    with s.visit(tmp_path): assert 'Kaggle can not be reached and 5 attempts' in refused(tmp_path/'d')
+    with s.visit(tmp_path): assert "Kaggle can't be reached and 5 attempts" in refused(tmp_path/'d')
 
 
 def test_terms_and_unknown_data_sets(server, tmp_path):
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up(server, made, tmp_path, limit):
     assert complete(tmp_path/'d', made[1]) and (more or ranges(server)[-1] > 100_000)
 
 
-@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 1)() == 0, reason='a folder can not be made unwritable for this user')
+@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 1)() == 0, reason='no folder can be made unwritable for this user')
 def test_unwritable_folder(server, made, tmp_path):
     download(tmp_path/'full')
     for d in ('shut', 'full'):

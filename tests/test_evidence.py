@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from oct_classify.evaluate import imaginary
-from oct_classify.metrics import METRICS_SCHEMA
+from oct_classify.metrics import KEYS, METRICS_SCHEMA
 
 FAULTS = {
     'lacks label': lambda t: t.drop(columns='label'),
@@ -21,6 +21,14 @@ FAULTS = {
     'no rows': lambda t: t[:0],
     'a row already': lambda t: pd.concat([t, t[:1]]),
 }
+
+
+def told(out):
+    "The metrics.json of an evaluation, which holds to its schema and has no key that is not described"
+    m = json.loads((out/'metrics.json').read_text())
+    jsonschema.validate(m, METRICS_SCHEMA)
+    assert set(m) <= set(KEYS), set(m)-set(KEYS)
+    return m
 
 
 @pytest.mark.parametrize('says', FAULTS)
@@ -39,8 +47,7 @@ def test_strangers_table(cli, tmp_path):
     t.to_csv(tmp_path/'p.csv', index=False)
     code, _, err = cli('evaluate', '--predictions', tmp_path/'p.csv', '--out', tmp_path/'o', '--resamples', 300)
     assert code == 0, err
-    m = json.loads((tmp_path/'o/metrics.json').read_text())
-    jsonschema.validate(m, METRICS_SCHEMA)
+    m = told(tmp_path/'o')
     assert 'weighted_error' not in m['test'] and m['operating'] == [] and m['abstention'] is None
     p = t[[c for c in t if c.startswith('p_')]]
     assert m['test']['accuracy']['value'] == pytest.approx((p.columns.str[2:].to_numpy()[p.to_numpy().argmax(1)] == t.label).mean())
@@ -54,7 +61,7 @@ def test_thresholds_come_from_validation(cli, tmp_path):
     for seed in (2, 3):
         pd.concat([valid, imaginary(60, 3., seed=seed).assign(split='test')]).to_csv(tmp_path/'p.csv', index=False)
         assert cli('evaluate', '--predictions', tmp_path/'p.csv', '--out', tmp_path/str(seed), '--resamples', 300, '--prevalence', .05)[0] == 0
-        got.append(json.loads((tmp_path/str(seed)/'metrics.json').read_text()))
+        got.append(told(tmp_path/str(seed)))
     assert got[0]['operating'][0]['threshold'] == got[1]['operating'][0]['threshold'] and got[0]['test'] != got[1]['test']
     urgent = valid.label.isin(['CNV', 'DME'])
     assert ((valid.p_CNV+valid.p_DME)[urgent] >= got[0]['operating'][0]['threshold']).mean() >= .99
@@ -69,8 +76,63 @@ def test_two_models(cli, tmp_path):
     t.assign(**dict(zip((c for c in t if c.startswith('p_')), (.3*p+.7*noise).T))).to_csv(tmp_path/'worse.csv', index=False)
     t.to_csv(tmp_path/'better.csv', index=False)
     assert cli('evaluate', '--predictions', tmp_path/'better.csv', '--against', tmp_path/'worse.csv', '--out', tmp_path/'o', '--resamples', 500)[0] == 0
-    c = json.loads((tmp_path/'o/metrics.json').read_text())['comparison']
+    c = told(tmp_path/'o')['comparison']
     assert c['differences']['accuracy']['low'] > 0 and c['mcnemar']['p'] < .01 and c['against'] == 'worse'
     t[1:].to_csv(tmp_path/'fewer.csv', index=False)
     code, _, err = cli('evaluate', '--predictions', tmp_path/'better.csv', '--against', tmp_path/'fewer.csv', '--out', tmp_path/'p')
     assert code == 2 and err.count('\n') == 1
+
+
+def test_rows_without_an_answer(cli, tmp_path):
+    "They are left out and said to be, and the report is written nonetheless"
+    t = imaginary(40, 3.).assign(abstain=False)
+    t.loc[0, 'abstain'], t.loc[0, [c for c in t if c.startswith('p_')]] = True, np.nan
+    t.to_csv(tmp_path/'p.csv', index=False)
+    code, _, err = cli('evaluate', '--predictions', tmp_path/'p.csv', '--out', tmp_path/'o', '--resamples', 200)
+    says = f'1 of {len(t)} rows hold no answer and were left out.'
+    assert code == 0 and says in err and 'Traceback' not in err
+    assert told(tmp_path/'o')['notes'] == [says] and says in (tmp_path/'o/report.html').read_text(encoding='utf-8')
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    "A bundle of a network that knows nothing, which does not say what it was trained on"
+    from oct_classify.bundle import save_bundle
+    from oct_classify.core import CLASSES
+    from oct_classify.network import network
+    return save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'))
+
+
+def test_bundle_and_what_it_met(cli, tmp_path, bundle):
+    "Not known: a remark. Known: left out. Damaged: what to do, which is not to delete it"
+    from oct_classify.data import scan_table
+    from oct_classify.phantom import phantom_folder
+    d = phantom_folder(tmp_path/'d', 0, 0, 3, shape=(124, 128))
+    t = scan_table(d)
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'o', '--resamples', 200)
+    assert code == 0 and 'may have been in training' in err, err
+    m = told(tmp_path/'o')
+    assert m['test']['accuracy']['n'] == len(t) and m['bundle'] == str(bundle) and 'may have been in training' in m['notes'][0]
+    met = t[t.patient == t.patient[0]]
+    met[['patient', 'sha256']].to_parquet(bundle/'training.parquet')
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'p', '--resamples', 200)
+    assert code == 0 and f'{len(met)} scans were left out' in err and told(tmp_path/'p')['test']['accuracy']['n'] == len(t)-len(met)
+    t[['patient', 'sha256']].to_parquet(bundle/'training.parquet')
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'q')
+    assert code == 2 and 'name a folder of scans that the model has not met' in err and err.strip().count('\n') == 0
+    (bundle/'training.parquet').write_bytes(b'cut short')
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'r')
+    assert code == 2 and 'get the bundle again' in err and 'delete' not in err
+
+
+def test_checklist_of_real_figures(cli, tmp_path):
+    "Strata, calibration and abstention are found where metrics.json keeps them"
+    t = pd.concat([imaginary(120, 4., scans=1., seed=2).assign(split='valid'), imaginary(60, 3., seed=1).assign(split='test')])
+    t.assign(device=np.where(t.patient % 2, 'A', 'B')).to_csv(tmp_path/'p.csv', index=False)
+    assert cli('evaluate', '--predictions', tmp_path/'p.csv', '--by', 'device', '--out', tmp_path/'o', '--resamples', 200)[0] == 0
+    m, said = told(tmp_path/'o'), pd.read_csv(tmp_path/'o/checklist.csv').set_index('topic').answer
+    assert said['figures in parts of the data'] == 'Test figures by device.'
+    assert f"ECE {m['test']['ece']['value']:.3f}" in said['figures used']
+    on = m['abstention']['test']
+    assert f"on test scans answered {100*on['coverage']['value']:.1f} %" in said['doubtful results'] and f"wrong among these {100*on['risk']['value']:.1f} %" in said['doubtful results']
+    assert on['coverage']['value'] != m['abstention']['coverage']['value']

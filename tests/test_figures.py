@@ -1,14 +1,19 @@
 "The figures that README and notebooks promise, on phantoms and, where they are at hand, on real scans."
 import json
 
+import jsonschema
+import pandas as pd
 import pytest
 
 from oct_classify.data import load_table, scan_table
+from oct_classify.metrics import KEYS, METRICS_SCHEMA
 from oct_classify.split import check_split
 
 
 def metrics(d):
     m = json.loads((d/'metrics.json').read_text())
+    jsonschema.validate(m, METRICS_SCHEMA)
+    assert set(m) <= set(KEYS), set(m)-set(KEYS)
     return {k: v for k,v in m.items() if k not in ('seconds', 'made')}
 
 
@@ -18,6 +23,8 @@ def test_demo_learns(cli, offline, tmp_path):
     m = metrics(tmp_path)
     assert m['arch'] == offline and m['scans']['test'] == 160
     assert m['test']['accuracy']['value'] >= .9, m['test']['accuracy']
+    said = pd.read_csv(tmp_path/'checklist.csv').set_index('topic').answer
+    assert said['figures in parts of the data'].startswith('Test figures by ') and f"ECE {m['test']['ece']['value']:.3f}" in said['figures used']
     t = load_table(tmp_path/'scans.parquet')
     assert not set(t[t.folder == 'test'].patient) & set(t[t.folder == 'train'].patient)
 
@@ -67,7 +74,6 @@ def test_blocked_hub_falls_back(cli, offline, tmp_path, monkeypatch):
 def test_what_a_leak_is_worth(cli, offline, tmp_path):
     "Two policies side by side: who leaked, and the difference, counted a second way from the files"
     import numpy as np
-    import pandas as pd
     from oct_classify.core import CLASSES
     from oct_classify.phantom import phantom_folder
     d = phantom_folder(tmp_path/'d', 8, 1, 4, shape=(124, 128))
@@ -76,7 +82,7 @@ def test_what_a_leak_is_worth(cli, offline, tmp_path):
         old.rename(old.with_name(of.name.replace('-1.', '-9.')))
     args = ('run', d, '--policy', 'official,clean', '--arch', offline, '--size', '64', '--epochs', '0', '--out', tmp_path/'o')
     assert cli(*args)[0] == 0
-    m = json.loads((tmp_path/'o/metrics.json').read_text())
+    m = metrics(tmp_path/'o')
     for p in ('official', 'clean'):
         s = pd.read_csv(tmp_path/'o'/p/'split.csv')
         both = set(s[s.split == 'test'].patient) & set(s[s.split == 'train'].patient)

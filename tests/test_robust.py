@@ -84,7 +84,7 @@ def test_folders_that_can_not_be_split(cli, data, tmp_path):
     for c in ('DME', 'DRUSEN', 'NORMAL'): shutil.rmtree(data/'train'/c)
     for c in ('DRUSEN', 'NORMAL'):
         for f in ('test', 'val'): shutil.rmtree(data/f/c)
-    assert 'at least two classes' in run()
+    assert 'add a folder of another class' in run()
     for f in ('train', 'val', 'test'): shutil.rmtree(data/f)
     assert 'No scan was found' in run()
 
@@ -110,7 +110,7 @@ def test_missing_and_unusable_folders(cli, data, tmp_path):
     assert not (tmp_path/'out').exists() or leftovers(tmp_path/'out') == []
 
 
-@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 1)() == 0, reason='a folder can not be made unwritable for this user')
+@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 1)() == 0, reason='no folder can be made unwritable for this user')
 def test_unwritable_folder(cli, data, tmp_path):
     (tmp_path/'shut').mkdir(mode=0o500)
     assert 'may write' in sentence(cli('run', data, *RUN, '--out', tmp_path/'shut', '--quiet'))
