@@ -144,7 +144,7 @@ def flags(
 # %% ../nbs/03_audit.ipynb #7aab32aa
 def _forest(seed, trees):
     from sklearn.ensemble import RandomForestClassifier
-    return RandomForestClassifier(trees, min_samples_leaf=3, class_weight='balanced', n_jobs=-1, random_state=seed)
+    return RandomForestClassifier(trees, min_samples_leaf=3, class_weight='balanced', random_state=seed) # one thread: several share the list of warning filters, and may find it empty
 
 def _held_out(x, y, group, seed):
     "Predicted classes, each by a forest that has not met the scan's group; None where there are too few groups or classes"

@@ -200,7 +200,7 @@ def course(config:dict)->str:
     n,epochs,recipe = len(config['arch'].split('+')),config.get('epochs'),config.get('recipe') or {}
     how = 'by logistic regression on frozen features' if recipe.get('head') == 'logistic' else 'on frozen features'
     what = f"all but the first {recipe['frozen']} stages" if recipe.get('frozen') else 'all layers'
-    tuned = f"{plural(epochs, 'epoch')} of {what}"
+    tuned = f"{plural(epochs or 0, 'epoch')} of {what}"
     said = 'epochs not stated' if epochs is None else f'the head alone, {how}' if not epochs else tuned if config.get('weights') == 'none' else f'the head {how}, then {tuned}'
     return (f'mean of {n} networks, for each ' if n > 1 else '') + said
 

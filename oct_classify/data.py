@@ -51,7 +51,7 @@ def find_scans(
     if not root.is_dir(): raise OctError(f'{root} is a file, not a folder of scans: unpack it first or name the folder that holds the class folders.')
     tree = list(_walk(root))
     rows = [(len(p.parts), printable(p), *map(printable, at)) for d,_,files in tree for p in (d/f for f in files) if (at := _place(p, classes))]
-    if not rows: raise OctError(f'No scan was found in {root}: its images must lie in folders called {", ".join(classes)}.')
+    if not rows: raise OctError(f'No scan was found in {root}: its images must lie in folders called {", ".join(classes)}, or in folders that --classes names.')
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label'])
     bare = {o.strip().upper() for _,dirs,_ in tree for o in dirs} & set(classes) - set(df.label)
     if bare: raise OctError(f'The class folder {min(bare)} holds no scan: put some in, or remove the folder.')

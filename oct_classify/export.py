@@ -112,9 +112,9 @@ def _held(bundle, data):
     if gone: raise OctError(f'{len(gone):,} of the {len(t):,} scans behind the figures of {bundle} are not in {data}, first {gone[0]}: give the folder that it was trained on.')
     return t
 
-def _training(data, held, n):
+def _training(data, held, n, classes):
     "Some scans of a folder that are neither of its test folder nor held out"
-    t = find_scans(data)
+    t = find_scans(data, known_classes(classes))
     return t[~t.path.isin(held) & (t.folder != 'test')].sample(frac=1, random_state=0).path[:n]
 
 def quantise(
@@ -125,7 +125,7 @@ def quantise(
     "Write `model.int8.onnx`, and measure on validation and test scans what it costs; raises `OctError` where these scans are not at hand"
     t,root,c = _held(bundle, data),Path(data),load_config(bundle)
     prepared = lambda paths: prepare_many([root/o for o in paths], c['size'], c['view'])
-    px,whys = prepared(_training(data, t.path, scans))
+    px,whys = prepared(_training(data, t.path, scans, c['classes']))
     write_int8(bundle, px[[not w for w in whys]])
     px,whys = prepared(t.path)
     ok = np.array([not w for w in whys])

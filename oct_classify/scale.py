@@ -8,7 +8,7 @@ Docs: https://oct-classify.github.io/oct_classify/scale.html.md"""
 __all__ = ['TRIES', 'cost_per_million', 'break_even', 'cluster', 'spread', 'predict_ray', 'scan_table_ray']
 
 # %% ../nbs/12_scale.ipynb #e7b474fd
-import contextlib, hashlib, logging, os, pickle, re, secrets, signal, socket, sys, tempfile, threading
+import contextlib, logging, os, pickle, re, secrets, signal, socket, sys, tempfile, threading
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,22 +253,14 @@ def scan_table_ray(
     size:int=1000, # files per block
 )->pd.DataFrame:
     "What `kept_table` gives, read on a Ray cluster; only new and changed files are read; raises `OctError` where the cluster gives up"
-    from oct_classify import data as d
-    root = str(Path(data).resolve())
-    found = d.find_scans(data, classes).sort_values('path', ignore_index=True)
-    mark = hashlib.sha256(root.encode(errors='replace')).hexdigest()
-    old,since = d._known(file, mark, [*d.COLUMNS, *d._blank(look)])
-    new = found[~d._unchanged(root, found, old, since)]
-    if len(new):
+    from oct_classify.data import kept_table
+    root,used = str(Path(data).resolve()),[]
+    def read(new):
         files = [SimpleNamespace(name=r.path, path=r.path, label=r.label, folder=r.folder, bytes=r.bytes) for r in new.itertuples()]
         parts = Parts(Path(file).with_suffix('.parts'), files, dict(data=root, classes=classes, look=getattr(look, '__qualname__', None)), size, replace=True)
-        begun = (Path(parts.folder.at)/'plan.json').stat().st_mtime
-        t = spread(parts, _read_score, (root, classes, look, cpus), None, address, workers, cpus, desc='Reading scans')
-        kept = [] if old is None else [old[old.path.isin(found.path) & ~old.path.isin(new.path)]]
-        t = d._typed(pd.concat([*kept, t], ignore_index=True), look)
-        t.attrs |= dict(folder=mark, schema=d.SCHEMA)
-        begun = min(begun, since) if old is not None else begun
-        d.save_table(t, file)
-        os.utime(file, (begun, begun))
-        parts.clear()
-    return d.kept_table(data, file, classes, look)
+        used.append(parts)
+        begun = (Path(parts.folder.at)/'plan.json').stat().st_mtime # the first start counts, or a file that changed since would be missed
+        return spread(parts, _read_score, (root, classes, look, cpus), None, address, workers, cpus, desc='Reading scans'), begun
+    t = kept_table(data, file, classes, look, read)
+    for o in used: o.clear()
+    return t

@@ -105,7 +105,7 @@ def split_table(
 )->pd.DataFrame: # the table with `split`, `reason` and `group`, the number of its component
     "Put every scan on one side; raises `OctError` where a class would be missing"
     if policy not in POLICIES: raise OctError(f'There is no policy {policy!r}: choose one of {", ".join(POLICIES)}.')
-    if table.label.nunique() < 2: raise OctError(f'Only {table.label.iloc[0]} scans were found: add a folder of another class.')
+    if table.label.nunique() < 2: raise OctError(f'Only {table.label.iloc[0]} scans were found: add a folder of another class, or name yours with --classes.')
     df = table.reset_index(drop=True).assign(split='train', reason='', group=components(table))
     if policy != 'patient': df['split'] = _as_shipped(df, policy)
     _drop(df, df.error != '', df.error)
