@@ -158,7 +158,7 @@ _style = '''
 .oct h2{font-size:24px;line-height:1.25;margin:0 0 .2rem;border:0;padding:0;color:inherit;font-weight:650}
 .oct h3{font-size:13px;font-weight:650;color:#4f5b67;margin:0 0 .5rem;padding:0;border:0}
 .oct .card{background:#fff;border:1px solid #d9dfe5;border-radius:8px;padding:14px 16px;margin:0 0 12px}
-.oct .row{display:flex;flex-wrap:wrap;gap:12px;margin:0 0 12px}.oct .row>.card{flex:1 1 330px;min-width:0;margin:0}
+.oct .row{display:flex;flex-wrap:wrap;gap:12px;margin:0 0 12px}.oct .row>.card{flex:1 1 330px;min-width:0;margin:0}.oct .row>.card:only-child{max-width:490px}
 .oct .head{border-left:6px solid #4f5b67;display:flex;flex-wrap:wrap;gap:8px 28px}.oct .head .side{flex:1 1 300px;min-width:0;overflow-wrap:anywhere}.oct .head .big{font-size:26px;line-height:1.2;font-weight:650;margin:0 0 .2rem}
 .oct .head .big small{font-size:16px;font-weight:400;margin-left:.4em}
 .oct .use{border-left:4px solid #4f5b67;background:#eef1f4;padding:6px 12px;margin:0;font-size:13px}
@@ -173,7 +173,7 @@ _style = '''
 .oct .scale{display:flex;align-items:center;gap:8px;font-size:12px;margin-top:6px;color:#4f5b67}
 .oct .scale i{flex:1;max-width:180px;height:9px;border-radius:2px;background:linear-gradient(90deg,#0d0887,#7e03a8,#cc4778,#f89540,#f0f921)}
 .oct .near{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:12px}
-.oct .near .k{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
+.oct .near+p{margin-top:8px}.oct .near .k{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:5px}
 .oct table{border-collapse:collapse;width:100%;font-size:14px;margin:0}
 .oct th{text-align:left;color:#4f5b67;font-weight:650}.oct td,.oct th{padding:5px 10px 5px 0;border-bottom:1px solid #e3e8ee;vertical-align:top;text-align:left}
 .oct td.n,.oct th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.oct td.f{overflow-wrap:anywhere;min-width:190px}.oct td.c{white-space:nowrap}
@@ -187,7 +187,7 @@ _answer = '''<style>{{ style|safe }}</style>
 <div class="card head" role="status" style="border-left-color:{{ tone }}" data-predicted="{{ r.row.predicted }}" data-abstain="{{ r.row.abstain|lower }}">
 <div class="side"><p class="muted">{{ r.row.path }}</p>
 {% if r.row.predicted %}<p class="big">{{ r.row.predicted }}<small>{{ long }}</small></p><p>The model gives this class {{ pct(r.row.confidence) }}.</p>
-{% else %}<p class="big">No answer</p><p class="why">{{ r.row.why }}</p>{% endif %}
+{% else %}<p class="big">No answer</p><p class="why">{{ r.row.why }}</p>{% if not r.top and r.grey is not none %}<p class="muted">No probabilities are given and no statement on urgent referral is made: the model answers only to single upright B-scans like those that it learned from.</p>{% endif %}{% endif %}
 {% if r.whole %}<p class="muted">The retina was not found for sure, so the model saw the whole frame.</p>{% endif %}</div>
 {% if r.top %}<div class="side urgent" data-urgent="{{ urgent[0] }}"><h3>Urgent referral</h3><p>{{ urgent[1] }}</p></div>{% endif %}
 </div>
@@ -195,7 +195,7 @@ _answer = '''<style>{{ style|safe }}</style>
 {% for c, v in bars %}<li class="{{ 'top' if c == r.top else '' }}" data-class="{{ c }}" data-p="{{ '%.6f'|format(v) }}"><span>{{ c }}</span><span class="track" aria-hidden="true"><i style="width:{{ '%.1f'|format(100*v) }}%;background:{{ colour(c) }}"></i></span><span class="v">{{ pct(v) }}</span></li>
 {% endfor %}</ul><p class="muted">A scan of another disease is still called one of these. Probabilities assume that the classes are equally frequent.</p></div>{% endif %}
 {% if r.grey is not none %}<div class="row">
-<div class="card"><figure><h3>Scan as stored</h3><img src="{{ uri(r.grey) }}" alt="The scan, {{ r.grey.shape[1] }} by {{ r.grey.shape[0] }} pixels"><figcaption>{{ r.grey.shape[1] }} x {{ r.grey.shape[0] }} pixels</figcaption></figure></div>
+<div class="card"><figure><h3>{{ 'Scan' if r.top else 'Picture' }} as stored</h3><img src="{{ uri(r.grey) }}" alt="The {{ 'scan' if r.top else 'picture' }}, {{ r.grey.shape[1] }} by {{ r.grey.shape[0] }} pixels"><figcaption>{{ r.grey.shape[1] }} x {{ r.grey.shape[0] }} pixels</figcaption></figure></div>
 {% if r.says %}<div class="card"><figure><h3>Where the evidence for {{ r.top }} lies</h3>{% if r.heat is not none %}<img src="{{ uri(over) }}" alt="Heat map over the scan, {{ spot }}">
 <div class="scale" aria-hidden="true">none<i></i>most</div><figcaption>{{ r.says }} It is {{ spot }}. The map tells where the network found evidence, not where a lesion ends.</figcaption>
 {% else %}<figcaption class="nomap">{{ r.says }}</figcaption>{% endif %}</figure></div>{% endif %}
