@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'BENCHES', 'ENGINES', 'METHODS', 'split_stage', 'train_sta
            'demo', 'export', 'parser', 'main']
 
 # %% ../nbs/13_cli.ipynb #d15d9e32
-import argparse, contextlib, hashlib, os, shutil, sys, time, warnings
+import argparse, contextlib, os, shutil, sys, time, warnings
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -19,10 +19,10 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
-from .assess import evaluate, records, strata_of
+from .assess import evaluate, records, strata_of, write_evidence
 from .audit import audit, examine, look, within_test
 from .calibrate import fit_temperature
-from .checklist import crosswalk, facts_from, read_study, with_study, write_checklist
+from .checklist import read_study
 from .compare import paired
 from .core import *
 from .data import *
@@ -65,7 +65,7 @@ def _request(df, o):
     from oct_classify.bundle import table_hash
     from oct_classify import __version__
     w = Path(o['weights'])
-    file = dict(weights_sha256=hashlib.sha256(w.read_bytes()).hexdigest()) if w.is_file() else {}
+    file = dict(weights_sha256=digest(w)) if w.is_file() else {}
     preset = dict(preset=o['preset']) if o.get('preset') else {}
     return dict(table=table_hash(df), version=__version__, **{k: o[k] for k in ('arch', 'size', 'view', 'weights', 'seed', 'policy', 'recipe')}, **preset, **file)
 
@@ -202,13 +202,10 @@ def finish(model, df, data, out, o, seconds, t0, heading, test=True, study=None,
     save_bundle(out/'bundle', None, c, both, model_card(c, _card_rows(m, test), _card_data(m, test)), _seen(df), *looks)
     say(f'Model bundle: {out/"bundle"}')
     if not test: return None
-    save_table(both, out/'predictions.parquet')
-    table = crosswalk(with_study(facts_from(m, c, preds['test']), study))
-    write_checklist(out/'checklist.csv', table)
     seconds |= dict(evaluate=time.time()-t, total=time.time()-t0)
     m['seconds'] = {k: round(v, 1) for k,v in seconds.items()}
     write_json(out/'metrics.json', m)
-    write_report(out/'report.html', heading, preds['test'], m, data, made_with(m, c), df, c.get('history'), notes, verified, strata, table)
+    write_evidence(out, heading, preds['test'], m, data, made_with(m, c), study, c, both, strata=strata, df=df, history=c.get('history'), verified=verified)
     return m
 
 def _looks(model, df, data, lookalikes):
