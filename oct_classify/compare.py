@@ -15,7 +15,7 @@ from scipy import stats
 
 from .core import *
 from .evaluate import *
-from .evaluate import _auc_ap, _levels, _ratio, _tallies
+from .evaluate import _auc, _levels, _ratio, _tallies
 
 # %% ../nbs/08b_compare.ipynb #577c7010
 def _one_row_each(a, b):
@@ -60,7 +60,10 @@ def _area(y, score, who, most):
     "The AUC as a function of weights (B, patients)"
     level = _levels(score, most)
     tallies = _tallies(y, level, who, (level.max()+1, who.max()+1))
-    return lambda w: _auc_ap(*(o@w.T for o in tallies))[0]
+    def auc(w):
+        pos,neg = (o@w.T for o in tallies)
+        return _auc(pos, neg, np.cumsum(pos, 0))
+    return auc
 
 def _meter(t, who, most=None):
     "Every figure as a function of weights (B, patients): {figure: (B,)}, nan where undefined"

@@ -151,13 +151,16 @@ def _tallies(y, level, who, shape):
     "Positives and negatives (levels, patients)"
     return [sparse.csr_matrix((side.astype(np.float32), (level, who)), shape) for side in (y, ~y)]
 
+def _auc(pos, neg, tp):
+    "Of weights (levels, B), highest score first; `tp` is the running sum of `pos`"
+    return _ratio((neg*(tp-pos/2)).sum(0, dtype=float), tp[-1].astype(float)*neg.sum(0))
+
 def _auc_ap(pos, neg):
-    "Of weights (levels, B), highest score first"
+    "Both of weights (levels, B), highest score first"
     tp,fp = np.cumsum(pos, 0),np.cumsum(neg, 0)
-    auc = _ratio((neg*(tp-pos/2)).sum(0, dtype=float), tp[-1].astype(float)*fp[-1])
     called = tp+fp
     precision = np.divide(tp, called, out=np.zeros_like(tp), where=called > 0)
-    return np.stack([auc, np.where(fp[-1] > 0, _ratio((pos*precision).sum(0, dtype=float), tp[-1]), np.nan)])
+    return np.stack([_auc(pos, neg, tp), np.where(fp[-1] > 0, _ratio((pos*precision).sum(0, dtype=float), tp[-1]), np.nan)])
 
 def _levels(score, most=None):
     "0 for the highest score, and so on; at most `most` levels"
