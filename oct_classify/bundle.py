@@ -54,8 +54,9 @@ def _network_files(folder, net, size, onnx):
     except OctError as e: say(e) # a bundle without is a bundle still
 
 def _kept_network(bundle, folder):
-    intact(bundle, load_config(bundle), 'model.safetensors')
-    for p in Path(bundle).glob('model.*'): shutil.copy2(p, folder)
+    names = {'model.safetensors', *(p.name for p in Path(bundle).glob('model.*'))}
+    intact(bundle, load_config(bundle), *names)
+    for name in names: shutil.copy2(Path(bundle)/name, folder)
 
 def save_bundle(
     path, # folder to write
