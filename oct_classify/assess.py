@@ -78,7 +78,7 @@ def predict_folder(
     "Predictions for the scans of a folder (of its test folder, unless the model was made with folders ignored) that a bundle was not trained on; raises `OctError` where none can be tested"
     from oct_classify.predict import OctModel
     model = OctModel.load(bundle)
-    t = scan_table(data, model.classes)
+    t = scan_table(data, known_classes(model.classes))
     by_folder = model.config.get('request', {}).get('policy') != 'patient' and (t.folder == 'test').any()
     t,notes = _unseen(bundle, t[t.folder == 'test'] if by_folder else t)
     bad = t.error != ''

@@ -27,8 +27,8 @@ URGENT = ('CNV', 'DME')
 COLOURS = dict(CNV='#D55E00', DME='#0072B2', DRUSEN='#E69F00', NORMAL='#009E73')
 
 def known_classes(classes)->tuple:
-    "The four classes and those of a model, each once"
-    return tuple(dict.fromkeys((*CLASSES, *classes)))
+    "The class folders to look for with a model: all four, so that none is overlooked, or its own where these are others"
+    return CLASSES if set(classes) <= set(CLASSES) else tuple(classes)
 
 # %% ../nbs/00_core.ipynb #f5a2491f
 class OctError(Exception):
