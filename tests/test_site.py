@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from functools import cache
 
 import pytest
 import yaml
@@ -30,12 +31,12 @@ def anchors(page):
 def listed(o):
     "Pages in a sidebar"
     if isinstance(o, str): return [o]
-    return [p for v in (o.values() if isinstance(o, dict) else o) for p in listed(v)] if not isinstance(o, dict) else listed(o.get('contents', []))
+    return [p for v in (o.get('contents', []) if isinstance(o, dict) else o) for p in listed(v)]
 
 
 def broken(root):
     "Everything in the pages that leads nowhere"
-    out = []
+    out,heads = [],cache(anchors)
     for page in [*pages(root), root/'README.md', root/'CONTRIBUTING.md', root/'CHANGELOG.md']:
         text = re.sub(r'```.*?```|`[^`\n]*`', '', prose(page), flags=re.S)
         for link in re.findall(r'\]\(<?([^)\s>]+)>?[^)]*\)|(?:src|href)="([^"]+)"', text):
@@ -43,7 +44,7 @@ def broken(root):
             if re.match(r'https?:|mailto:|data:', to): continue
             target = page.parent/to if to else page
             if not target.exists(): out.append(f'{page.name}: {to}')
-            elif at and at not in anchors(target): out.append(f'{page.name}: {to}#{at}')
+            elif at and at not in heads(target): out.append(f'{page.name}: {to}#{at}')
     side = listed(yaml.safe_load((root/'nbs/sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar'])
     here = [p.relative_to(root/'nbs').as_posix() for p in pages(root)]
     out += [f'sidebar lacks {p}' for p in set(here)-set(side)] + [f'sidebar names {p}' for p in set(side)-set(here)] + [f'sidebar repeats {p}' for p in set(side) if side.count(p) > 1]
@@ -51,7 +52,7 @@ def broken(root):
 
 
 def badges(root):
-    "Notebooks and what README says: links into the docs site that no page answers"
+    "Links of README into the docs site that no page answers"
     docs = re.findall(r'https://[\w.-]+\.github\.io/oct_classify/([\w/-]+)\.html', (root/'README.md').read_text(encoding='utf-8'))
     there = {re.sub(r'^\d\w*?_', '', p.relative_to(root/'nbs').with_suffix('').as_posix()) for p in pages(root)}
     return sorted(set(docs)-there)
@@ -67,9 +68,9 @@ def nameless(root):
     "Exported functions and classes without a docstring, and functions over 40 lines"
     out = []
     for p in sorted((root/'oct_classify').glob('[a-z]*.py')):
-        for o in ast.walk(ast.parse(p.read_text(encoding='utf-8'))):
-            if isinstance(o, ast.FunctionDef) and o.end_lineno-o.lineno >= 40: out.append(f'{p.name}: {o.name} is longer than 40 lines')
         tree = ast.parse(p.read_text(encoding='utf-8'))
+        for o in ast.walk(tree):
+            if isinstance(o, ast.FunctionDef) and o.end_lineno-o.lineno >= 40: out.append(f'{p.name}: {o.name} is longer than 40 lines')
         shown = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '') == '__all__'), [])
         for o in tree.body:
             patched = isinstance(o, ast.FunctionDef) and not o.name.startswith('_') and any(getattr(d, 'id', '') == 'patch' for d in o.decorator_list)
