@@ -18,7 +18,7 @@ from .bundle import *
 from .core import *
 from .data import find_scans, load_table
 from .evaluate import share
-from .predict import OctModel
+from .predict import OctModel, onnx_runtime
 from .prepare import as_size, prepare_many
 
 # %% ../nbs/10c_export.ipynb #a9a346a6
@@ -91,6 +91,7 @@ def write_int8(
 ):
     "`model.int8.onnx`, from what flows through the network on some training scans; raises `OctError` where `model.onnx` is missing or damaged"
     import onnx
+    onnx_runtime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
     b,c = Path(bundle),load_config(bundle)

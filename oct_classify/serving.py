@@ -21,7 +21,7 @@ from .core import *
 from .export import write_int8
 from .network import network
 from .ood import fit_inputs, traits
-from .predict import OctModel
+from .predict import OctModel, onnx_runtime
 from .prepare import placed, prepare_many
 
 # %% ../nbs/14b_serving.ipynb #de2217b0
@@ -58,8 +58,7 @@ def _rate(f, n):
 
 def _plain(file):
     "ONNX Runtime as it comes: all cores on each batch"
-    import onnxruntime as ort
-    return ort.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    return onnx_runtime().InferenceSession(str(file), providers=['CPUExecutionProvider'])
 
 def _limit(session, px, bs=16):
     for i in range(0, len(px), bs): session.run(['logits'], dict(pixels=px[i:i+bs]))

@@ -119,7 +119,8 @@ class KaggleServer(ThreadingHTTPServer):
     def __exit__(self, *args):
         self.shutdown()
         self.server_close()
-        assert not [o for o in self.log if o['method'] == 'CONNECT'], 'a client wanted to leave loopback'
+        away = [o['url'] for o in self.log if o['method'] == 'CONNECT']
+        assert not away, f'a client wanted to leave loopback for {away}'
 
     def variables(self, home, **more):
         "What sends the official client here; nothing of the caller's own logins is left to it"
