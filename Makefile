@@ -7,6 +7,8 @@ ifdef OCT_DATA
 export OCT_DATA := $(abspath $(OCT_DATA))
 endif
 READY := $(VENV)/.ready
+# Tests run two at a time, each in one thread, which is faster than one at a time in two: make test JOBS=4 on four cores.
+JOBS ?= 2
 
 .PHONY: setup demo test notebooks pytest prepare readme clean
 
@@ -22,12 +24,13 @@ demo: $(READY)
 	$(BIN)/oct-classify demo
 
 test: notebooks pytest
+notebooks pytest: export OMP_NUM_THREADS := 1
 
 notebooks: $(READY)
-	PYTHONWARNINGS='ignore:`torch.jit.script`:FutureWarning' $(BIN)/nbdev-test --n-workers 2 --timing nbs
+	PYTHONWARNINGS='ignore:`torch.jit.script`:FutureWarning' $(BIN)/nbdev-test --n-workers $(JOBS) --timing nbs
 
 pytest: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # What to run after an edit of a notebook: clean, export, README.
 prepare: $(READY)

@@ -4,6 +4,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = ('test_demo_learns', 'test_what_a_leak_is_worth', 'test_killed_at_twenty_random_moments', 'test_two_processes')
+
+
+def pytest_collection_modifyitems(items):
+    "The longest first, so that no process waits for another at the end"
+    items.sort(key=lambda o: o.originalname not in LONG)
 
 
 @pytest.fixture(scope='session')
@@ -22,6 +28,12 @@ def offline():
     from oct_classify.network import FALLBACK, offline_file
     if not offline_file(FALLBACK): pytest.skip("the extra 'offline' is not installed")
     return FALLBACK
+
+
+@pytest.fixture
+def no_onnx(monkeypatch):
+    "Bundles for PyTorch alone, which saves the seconds of an export where a test is about something else"
+    monkeypatch.setattr('oct_classify.export.write_onnx', lambda *a: None)
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from oct_classify.bundle import save_bundle
 from oct_classify.core import CLASSES
 from oct_classify.phantom import Phantom
 
+pytestmark = pytest.mark.xdist_group('app')  # one process for all: what the fixtures make is made once
+
 OPTIONS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
            '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1')
 EVIL = '<img src=x onerror=window.hit=1>.png'

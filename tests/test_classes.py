@@ -8,7 +8,7 @@ from oct_classify.phantom import phantom_folder
 OWN = dict(CNV='AMD', DME='ERM', NORMAL='NORMAL')
 
 
-def test_own_classes_from_folder_to_answer(cli, offline, tmp_path):
+def test_own_classes_from_folder_to_answer(cli, offline, no_onnx, tmp_path):
     d = phantom_folder(tmp_path/'d', 6, 1, 2, shape=(124, 128), classes=tuple(OWN))
     for p in sorted(d.glob('*/*')): p.rename(p.with_name(OWN[p.name]))
     code, _, err = cli('run', d, '--out', tmp_path/'none')

@@ -56,7 +56,7 @@ def test_real_head_alone(cli, real, offline, tmp_path):
     assert metrics(tmp_path)['test']['accuracy']['value'] >= .7
 
 
-def test_blocked_hub_falls_back(cli, offline, tmp_path, monkeypatch):
+def test_blocked_hub_falls_back(cli, offline, no_onnx, tmp_path, monkeypatch):
     "resnet50 behind a firewall: one line says what takes its place, and so does the report"
     import oct_classify.network as network
     from oct_classify.phantom import phantom_folder
@@ -71,7 +71,7 @@ def test_blocked_hub_falls_back(cli, offline, tmp_path, monkeypatch):
     assert metrics(tmp_path/'o')['arch'] == offline
 
 
-def test_what_a_leak_is_worth(cli, offline, tmp_path):
+def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     "Two policies side by side: who leaked, and the difference, counted a second way from the files"
     import numpy as np
     from oct_classify.core import CLASSES

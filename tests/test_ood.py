@@ -11,6 +11,8 @@ from oct_classify.ood import *
 from oct_classify.phantom import Phantom
 from oct_classify.prepare import placed
 
+pytestmark = pytest.mark.xdist_group('ood')  # one process for all: what the fixtures make is made once
+
 SIZE = (112, 168)
 
 

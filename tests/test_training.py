@@ -17,6 +17,8 @@ from oct_classify.data import scan_table
 from oct_classify.phantom import phantom_folder
 from oct_classify.split import split_table
 
+pytestmark = pytest.mark.usefixtures('no_onnx')
+
 SMALL = ('--arch', 'test_resnet', '--weights', 'none', '--size', '64', '--precision', 'fp32')
 posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
 
