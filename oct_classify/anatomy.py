@@ -34,7 +34,9 @@ ONL,EZ,OS,RPE,BRUCH = 4,7,8,9,11 # rows of `Phantom.layers`
 LESIONS = ('drusen', 'RPE detachment', 'neovascular tissue', 'subretinal fluid', 'cyst', 'exudate')
 
 # %% ../nbs/01b_anatomy.ipynb #4c21dfa6
-def make_eye(rng):
+def make_eye(
+    rng, # numpy generator
+)->dict: # name → number or array
     "What all scans of one eye share, drawn at random; lengths in mm where they run across, in µm where they run deep"
     n,u,b = len(LAYERS),partial(uniform, rng),partial(bell, rng)
     return dict(thick=b(1, .045)*b(1, .06, (n,)), bright=b(1, .09, (n,)).clip(.75, 1.2), nasal=1-2*rng.integers(0, 2), age=u(0, 1), severity=u(.25, 1),
@@ -42,8 +44,12 @@ def make_eye(rng):
         curve=u(-6, 45) + (u(0, 80) if u(0, 1) < .1 else 0), pixel=u(10, 12.5), choroid=u(130, 420), fade=u(240, 700), stroma=u(.29, .45),
         vessels=u(.12, .55), vessel_um=u(60, 160), fine=u(0, 1.3), texture=rng.integers(0, 4096, 2), hyaloid=u(0, 1) < .25, membrane=u(0, 1) < .25)
 
-def thickness(eye, x):
-    "Healthy layers in µm (10, W) at `x` mm from the fovea"
+# %% ../nbs/01b_anatomy.ipynb #612b4d57
+def thickness(
+    eye:dict, # of `make_eye`
+    x:np.ndarray, # (W,) mm from the fovea
+)->np.ndarray: # (10, W) µm
+    "How thick each healthy layer is"
     r2 = x*x + eye['miss']*eye['miss']
     q,far = r2/(eye['pit']*eye['pit']),np.minimum(1, r2/10)
     pit = (1-eye['round'])/((1+q)*(1+q)) + eye['round']/(1+q*q)
@@ -57,10 +63,10 @@ def thickness(eye, x):
 @dataclass
 class Section:
     "A section through an eye: one value per column, heights in µm"
-    eye:dict
-    rng:np.random.Generator
-    h:int
-    w:int
+    eye:dict # of `make_eye`
+    rng:np.random.Generator # of this scan
+    h:int # rows
+    w:int # columns
     cysts:list = field(default_factory=list) # (mm, between which layers, place 0-1, radii in mm and µm, brightness)
     dots:list = field(default_factory=list) # (mm, place 0-1, radius in µm, brightness)
     def __post_init__(self):
@@ -119,6 +125,7 @@ def _drusen(s, sev):
     _wear(s, near, .7, .7, .4)
     _foci(s, int(3*sev*s.u(0, 1)), at, spread)
 
+# %% ../nbs/01b_anatomy.ipynb #ea93a94d
 def _wear(s, near, ez, rpe, ragged):
     "Where a lesion is `near` (0-1), ellipsoid zone and RPE lose up to a share `ez`, `rpe` of their brightness, and the RPE grows ragged"
     s.no_ez = np.maximum(s.no_ez, near*s.u(0, ez)*np.abs(s.wave(.4, 2)).clip(0, 1))
@@ -141,6 +148,7 @@ def _cysts(s, between, at, reach, size, sev):
         if s.chance(dense): s.cysts.append((mm+rx, between, s.u(0, 1), rx, 1000*rx*tall*s.u(.6, 1.4), water))
         mm += 2*rx+s.u(.004, .04)
 
+# %% ../nbs/01b_anatomy.ipynb #1fc21964
 def _dme(s, sev):
     at = s.b(0, .25) if s.chance(.75) else s.u(-1.8, 1.8)
     reach,cystoid = s.u(.4, .8+1.6*sev),s.chance(.88)
@@ -155,19 +163,6 @@ def _dme(s, sev):
     if not s.cysts or s.chance(.05+.3*sev): s.fluid = s.u(15, 40+90*sev)*hill((s.x-at)/s.u(.25, 1.1), True)
 
 # %% ../nbs/01b_anatomy.ipynb #c8df2f35
-def _cnv(s, sev):
-    at,half,kind = s.b(0, .7),s.u(.5, 1+1.6*sev),s.u(0, 1)
-    u = (s.x-at)/half
-    if kind < .65: _detachment(s, u, sev)
-    if kind > .38: _ingrowth(s, at, half, sev)
-    if s.chance(.55): s.fluid = s.u(10, 30+130*sev)*hill((s.x-at-s.u(-1.1, 1.1)*half)/(half*s.u(.4, 1.1)), True)
-    s.no_ez = np.maximum(s.no_ez, plateau(u/1.3)*s.u(.6, 1))
-    s.um[5:8] *= 1+s.u(-.4, .3)*plateau(u/1.3)
-    s.blend = np.maximum(s.blend, s.u(0, .8)*plateau(u/1.4))
-    if s.chance(.4): _drusen(s, .6*sev)
-    _wear(s, plateau(u/1.1), 1, .9, .6)
-    _response(s, at, half, u, sev)
-
 def _detachment(s, u, sev):
     "Fibrovascular and lumpy, or a dark serous dome"
     serous = s.chance(.3)
@@ -183,6 +178,7 @@ def _ingrowth(s, at, half, sev):
     s.solid,s.clumps = s.u(.45, .7),s.u(.1, .5)
     s.through = s.through*(1-s.u(-.2, .4)*hill(core))
 
+# %% ../nbs/01b_anatomy.ipynb #2d3870a3
 def _response(s, at, half, u, sev):
     "What the retina above does: swell, form cysts, or waste away"
     if s.chance(.6): s.um[1:5] *= 1+s.u(.05, .4)*hill(u/1.8, True)
@@ -191,6 +187,20 @@ def _response(s, at, half, u, sev):
         _cysts(s, (_INNER, _OUTER, _ALL)[s.rng.integers(3)], at, half*s.u(.3, 1), 30+s.u(0, 90*sev), .5*sev)
     elif s.chance(.5): s.um[1:5] *= 1-s.u(.1, .45)*hill(u/1.2)
     _foci(s, int(14*sev*s.u(0, 1)*s.u(0, 1)), at, half)
+
+# %% ../nbs/01b_anatomy.ipynb #b6ab57c8
+def _cnv(s, sev):
+    at,half,kind = s.b(0, .7),s.u(.5, 1+1.6*sev),s.u(0, 1)
+    u = (s.x-at)/half
+    if kind < .65: _detachment(s, u, sev)
+    if kind > .38: _ingrowth(s, at, half, sev)
+    if s.chance(.55): s.fluid = s.u(10, 30+130*sev)*hill((s.x-at-s.u(-1.1, 1.1)*half)/(half*s.u(.4, 1.1)), True)
+    s.no_ez = np.maximum(s.no_ez, plateau(u/1.3)*s.u(.6, 1))
+    s.um[5:8] *= 1+s.u(-.4, .3)*plateau(u/1.3)
+    s.blend = np.maximum(s.blend, s.u(0, .8)*plateau(u/1.4))
+    if s.chance(.4): _drusen(s, .6*sev)
+    _wear(s, plateau(u/1.1), 1, .9, .6)
+    _response(s, at, half, u, sev)
 
 DISEASES = dict(CNV=_cnv, DME=_dme, DRUSEN=_drusen, NORMAL=lambda *_: None)
 
@@ -211,8 +221,11 @@ def _yield(s):
     s.um[OS] *= 1-.75*np.minimum(1, s.lift/30)
     s.um[RPE] *= (1+s.ragged*s.wave(.1)).clip(.2)
 
-def boundaries(s):
-    "Rows (12, W): the upper edge of each layer, the lower edge of the RPE, Bruch's membrane"
+# %% ../nbs/01b_anatomy.ipynb #3d2a19b1
+def boundaries(
+    s:Section, # with its disease; its layers are moved in place, so call this once
+)->np.ndarray: # (12, W) float32, in rows
+    "The upper edge of each layer, the lower edge of the RPE, Bruch's membrane"
     _yield(s)
     b = [s.bruch, s.bruch-s.lift/s.row]
     for i in reversed(range(len(LAYERS))):

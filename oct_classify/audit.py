@@ -1,4 +1,4 @@
-"""What a careful colleague looks at before training: counts, pictures, copies, leaks and shortcuts
+"""What a careful colleague looks at before training: counts, pictures, duplicates, leaks and shortcuts
 
 Docs: https://oct-classify.github.io/oct_classify/audit.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://oct-classify.github.io/oct_classify/audit.html.md"""
 __all__ = ['FAMILIES', 'statistics', 'look', 'counts', 'read_names', 'as_test', 'leaks', 'touched', 'conflicts', 'misnamed',
            'flags', 'balanced_accuracy', 'shortcuts', 'plot_class', 'mean_image', 'plot_means', 'plot_statistics',
            'plot_patients', 'plot_shortcuts', 'plot_files', 'plot_pairs', 'plot_conflicts', 'within_test', 'bias',
-           'doubts', 'findings', 'examine', 'write_audit', 'audit']
+           'remarks', 'findings', 'examine', 'write_audit', 'audit']
 
 # %% ../nbs/03_audit.ipynb #97953348
 import gzip, json, os, shutil
@@ -43,6 +43,13 @@ def _blocks(grey, k=4):
     m = total(f)/k**2
     return m, np.sqrt(np.maximum(total(f*f)/k**2-m*m, 0))
 
+# %% ../nbs/03_audit.ipynb #17a61784
+def _frame(m, white, inside):
+    "Where the light comes from, and what the scanner left white"
+    light = np.where(white, 0, np.clip(m-np.quantile(inside, .5), 0, None)).sum(1)+1e-6
+    edges = dict(zip(('top', 'bottom', 'left', 'right'), (white[0], white[-1], white[:,0], white[:,-1])))
+    return dict(band=light @ np.linspace(0, 1, len(m))/light.sum(), white=white.mean(), **{f'white_{k}': e.mean() for k,e in edges.items()})
+
 def statistics(
     grey:np.ndarray, # (H, W) uint8
 )->dict: # name → number; see `FAMILIES`
@@ -51,25 +58,27 @@ def statistics(
     white = white_border(m.astype(np.uint8)) & (m >= 242)
     inside = m[~white] if (~white).any() else m.ravel()
     dark,bright = (m <= np.quantile(inside, 1/3)) & ~white,(m >= np.quantile(inside, .9)) & ~white
-    light = np.where(white, 0, np.clip(m-np.quantile(inside, .5), 0, None)).sum(1)+1e-6
-    edges = dict(zip(('top', 'bottom', 'left', 'right'), (white[0], white[-1], white[:,0], white[:,-1])))
-    out = dict(band=light @ np.linspace(0, 1, len(m))/light.sum(), white=white.mean(), **{f'white_{k}': e.mean() for k,e in edges.items()},
-        background=m[dark].mean() if dark.any() else 0, noise=np.median(sd[dark]) if dark.any() else 0,
+    out = _frame(m, white, inside) | dict(background=m[dark].mean() if dark.any() else 0, noise=np.median(sd[dark]) if dark.any() else 0,
         brightness=inside.mean(), contrast=inside.std(), speckle=np.median(sd[bright]/(m[bright]+1)) if bright.any() else 0)
     return {k: float(v) for k,v in out.items()}
 
+# %% ../nbs/03_audit.ipynb #daac000a
 def look(grey:np.ndarray)->dict:
     "What the audit wants to know of each picture: `statistics` and `hash_columns`"
     return statistics(grey) | hash_columns(grey)
 
 # %% ../nbs/03_audit.ipynb #5085d465
-def counts(t:pd.DataFrame)->dict:
+def counts(
+    t:pd.DataFrame, # scan table, or table of names
+)->dict: # scans, classes, folders, patients, unknown_patients, scans_per_patient, several_classes
     "Scans per class and folder, patients, scans per patient (median, 90 % quantile, most), patients under several classes"
     per = t.groupby('patient').agg(n=('path', 'size'), classes=('label', 'nunique'))
     q = (int(per.n.median()), int(per.n.quantile(.9)), int(per.n.max())) if len(per) else (0, 0, 0)
-    return dict(scans=len(t), classes={k: int(v) for k,v in t.label.value_counts().sort_index().items()}, folders={k or 'no folder': int(v) for k,v in t.folder.value_counts().items()},
+    classes,folders = t.label.value_counts().sort_index(),t.folder.value_counts()
+    return dict(scans=len(t), classes={k: int(v) for k,v in classes.items()}, folders={k or 'no folder': int(v) for k,v in folders.items()},
         patients=len(per), unknown_patients=int(t.patient.isna().sum()), scans_per_patient=dict(zip(('median', 'p90', 'most'), q)), several_classes=int((per.classes > 1).sum()))
 
+# %% ../nbs/03_audit.ipynb #11f9ae40
 def read_names(
     path, # text file, or .gz, with one name or path per line
 )->pd.DataFrame: # path, label, patient, folder
@@ -83,6 +92,7 @@ def read_names(
     folder = [next((_folders[p.lower()] for p in PurePosixPath(l).parts[:-1] if p.lower() in _folders), '') for l,_ in got]
     return pd.DataFrame(dict(path=[l for l,_ in got], label=[n.label for _,n in got], patient=pd.array([n.patient for _,n in got], dtype='Int64'), folder=folder)).drop_duplicates('path', ignore_index=True)
 
+# %% ../nbs/03_audit.ipynb #a402d1b4
 def as_test(
     names:pd.DataFrame, # all names
     test:pd.DataFrame, # those of the test set
@@ -101,7 +111,7 @@ def _shared(t, column, a, b):
     return len(both),int((v.isin(both) & (t.folder == a)).sum()),int((v.isin(both) & (t.folder == b)).sum())
 
 def leaks(
-    table:pd.DataFrame, # scan table, with `duplicate_of` where copies were looked for
+    table:pd.DataFrame, # scan table, with `duplicate_of` where duplicates were looked for
 )->pd.DataFrame: # one row per pair of folders and kind: what, side, other, shared, scans, other_scans
     "What the usable scans of two folders share: patients, pictures, and chains of both"
     t = _usable(table)
@@ -112,6 +122,7 @@ def leaks(
     rows = [(what, a, b or 'no folder', *_shared(t, c, a, b)) for a,b in combinations(sides, 2) for what,c in kinds]
     return pd.DataFrame(rows, columns=['what', 'side', 'other', 'shared', 'scans', 'other_scans'])
 
+# %% ../nbs/03_audit.ipynb #a47e9f1a
 def touched(table:pd.DataFrame)->int:
     "Usable test scans that share patient or picture, directly or in a chain, with a usable scan of another folder"
     t = _usable(table)
@@ -129,15 +140,16 @@ def misnamed(table:pd.DataFrame)->pd.DataFrame:
     "Readable files whose name and folder disagree about the class"
     return table[(table.width > 0) & table.error.str.startswith('The name says')]
 
+# %% ../nbs/03_audit.ipynb #540bc232
 def flags(
     table:pd.DataFrame, # scan table with `duplicate_of`
 )->pd.Series: # words divided by commas, '' for an inconspicuous scan
-    "What the audit holds against each scan: unusable, misnamed, copy, conflict, leak, several classes"
+    "What the audit holds against each scan: unusable, misnamed, duplicate, conflict, leak, several classes"
     t = _usable(table)
     group,test = pd.Series(components(t), t.index),t.folder == 'test'
     leak = test.groupby(group).transform('any') & (~test).groupby(group).transform('any')
     several = table.patient.notna() & (table.groupby('patient').label.transform('nunique') > 1)
-    marks = {'unusable': table.error != '', 'misnamed': table.index.isin(misnamed(table).index), 'copy': table.duplicate_of != '', 'conflict': table.path.isin(conflicts(table).path),
+    marks = {'unusable': table.error != '', 'misnamed': table.index.isin(misnamed(table).index), 'duplicate': table.duplicate_of != '', 'conflict': table.path.isin(conflicts(table).path),
              'leak': leak.reindex(table.index, fill_value=False), 'several classes': several}
     return sum((pd.Series(np.where(v, k+',', ''), table.index) for k,v in marks.items()), pd.Series('', table.index)).str.rstrip(',')
 
@@ -152,6 +164,7 @@ def _held_out(x, y, group, seed):
     k = min(5, int(pd.Series(group).groupby(y).nunique().min()))
     return cross_val_predict(_forest(seed, 30 if x.shape[1] == 1 else 100), x, y, groups=group, cv=StratifiedGroupKFold(k, shuffle=True, random_state=seed)) if k > 1 and len(set(y)) > 1 else None
 
+# %% ../nbs/03_audit.ipynb #2bb117c0
 def balanced_accuracy(
     y, # true classes (N,)
     predicted, # (N,)
@@ -183,6 +196,7 @@ def _prepared(t, root, size, view):
         return statistics(px) | dict(width=px.shape[1], height=px.shape[0])
     with ThreadPoolExecutor() as ex: return pd.DataFrame(list(progress(ex.map(one, t.path), len(t), 'Measuring prepared scans')), index=t.index)
 
+# %% ../nbs/03_audit.ipynb #04f8cf60
 def shortcuts(
     table:pd.DataFrame, # scan table with the columns of `statistics`
     root, # folder that its paths are relative to
@@ -213,9 +227,11 @@ def plot_class(
 )->Figure:
     "A contact sheet of usable scans of one class, each of another patient where there are enough"
     o = t[(t.label == label) & (t.error == '')].sample(frac=1, random_state=seed)
-    o = pd.concat([o[~o.patient.duplicated()], o[o.patient.duplicated()]])[:n]
+    again = o.patient.duplicated() & o.patient.notna()
+    o = pd.concat([o[~again], o[again]])[:n]
     return contact_sheet([Path(root)/p for p in o.path], [f'{PurePosixPath(p).name[:30]}, {w}x{h}' for p,w,h in zip(o.path, o.width, o.height)], cols=4, height=1.55)
 
+# %% ../nbs/03_audit.ipynb #b19796a5
 def mean_image(
     t, # scan table
     root, # folder that its paths are relative to
@@ -238,32 +254,52 @@ def plot_means(t, root)->Figure:
         ax.axis('off')
     return fig
 
+# %% ../nbs/03_audit.ipynb #3824ea76
+_UNITS = dict(brightness='grey', contrast='grey', speckle='spread / mean', background='grey', noise='grey', band='share of height', white='share of frame')
+
 def _tidy(ax, **kw):
     ax.set(**kw)
     ax.spines[['top', 'right']].set_visible(False)
 
-def plot_statistics(t, names=('brightness', 'contrast', 'speckle', 'background', 'noise', 'band', 'white'))->Figure:
+def _box(ax, values, labels):
+    "One box per class in its colour: quartiles, and 5 to 95 %"
+    b = ax.boxplot(values, whis=(5, 95), showfliers=False, widths=.65, patch_artist=True, medianprops=dict(color='white'))
+    for o,c in zip(b['boxes'], labels): o.set(facecolor=colour(c), edgecolor=colour(c))
+    return b['boxes']
+
+def plot_statistics(t)->Figure:
     "How the classes differ in what has nothing to do with lesions: quartiles, and 5 to 95 %"
-    t,labels = t[t.error == ''],sorted(t.label[t.error == ''].unique())
-    fig = Figure(figsize=(9.6, 2.3), layout='constrained')
-    for ax,k in zip(fig.subplots(1, len(names)), names):
-        b = ax.boxplot([t.loc[t.label == c, k] for c in labels], whis=(5, 95), showfliers=False, widths=.65, patch_artist=True, medianprops=dict(color='white'))
-        for o,c in zip(b['boxes'], labels): o.set(facecolor=colour(c), edgecolor=colour(c))
-        _tidy(ax, title=k, xticks=range(1, len(labels)+1), xticklabels=[c[:2] for c in labels])
-        ax.tick_params(labelsize=7.5)
-        ax.title.set_size(9)
+    t = t[t.error == '']
+    labels,n = sorted(t.label.unique()),t.label.value_counts()
+    fig = Figure(figsize=(9.6, 4), layout='constrained')
+    *axs,key = fig.subplots(2, 4).flat
+    for ax,(k,unit) in zip(axs, _UNITS.items()):
+        boxes = _box(ax, [t.loc[t.label == c, k] for c in labels], labels)
+        _tidy(ax, xticks=[])
+        ax.set_title(k, fontsize=10)
+        ax.set_ylabel(unit, fontsize=8.5)
+        ax.tick_params(labelsize=8)
+    key.axis('off')
+    key.legend(boxes, [f'{c}, n = {n[c]:,}' for c in labels], loc='center', frameon=False, fontsize=9)
     return fig
 
+# %% ../nbs/03_audit.ipynb #50351bce
 def plot_patients(t)->Figure:
     "How many scans the patients have"
     n = t.patient.value_counts()
     fig = Figure(figsize=(4.6, 2.3), layout='constrained')
     ax = fig.add_subplot()
-    if len(n): ax.hist(n, bins=np.unique(np.round(np.geomspace(1, max(n.max(), 2)+1, 24)))-.5, color='#4878A8')
-    if len(n) and n.max() > 30: ax.set_xscale('log')
-    _tidy(ax, xlabel=f'scans per patient (n = {len(n):,} patients)', ylabel='patients')
+    if not len(n):
+        ax.text(.5, .5, 'no patient is known', ha='center')
+        ax.axis('off')
+        return fig
+    ax.hist(n, bins=np.unique(np.round(np.geomspace(1, max(n.max(), 2)+1, 24)))-.5, color='#4878A8')
+    ax.locator_params(integer=True)
+    if n.max() > 30: ax.set_xscale('log')
+    _tidy(ax, xlabel=f'scans per patient (n = {plural(len(n), "patient")})', ylabel='patients')
     return fig
 
+# %% ../nbs/03_audit.ipynb #8bc4b9f3
 def plot_shortcuts(s)->Figure:
     "Shortcuts before and after `prepare`, family by family, with chance"
     names = ['all', 'frame', *FAMILIES]
@@ -279,6 +315,7 @@ def plot_shortcuts(s)->Figure:
     ax.legend(fontsize=7.5, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
     return fig
 
+# %% ../nbs/03_audit.ipynb #396787b4
 def plot_files(
     paths, # of files
     root, # folder that they are relative to
@@ -298,9 +335,9 @@ def plot_pairs(
     n:int=6, # pairs, at most
 )->Figure|None:
     "Pairs of files that show the same picture, side by side"
-    p = pairs[:n]
-    paths,notes = [o for r in p.itertuples() for o in (r.path, r.twin)],[o for r in p.itertuples() for o in ('', ', exact' if r.kind == 'exact' else f', score {r.score:.2f}' + (r.way and f', {r.way}'))]
-    return plot_files(paths, root, labels, notes)
+    def note(r): return ', exact' if r.kind == 'exact' else f', score {r.score:.2f}' + (r.way and f', {r.way}')
+    two = [o for r in pairs[:n].itertuples() for o in ((r.path, ''), (r.twin, note(r)))]
+    return plot_files([p for p,_ in two], root, labels, [o for _,o in two])
 
 def plot_conflicts(
     c, # of `conflicts`
@@ -313,69 +350,87 @@ def plot_conflicts(
     return plot_files(two.path.tolist(), root, labels, ['']*len(two))
 
 # %% ../nbs/03_audit.ipynb #1051ad50
-def within_test(table):
-    "Sentences on test scans that bear two labels or repeat one another"
+def _first(paths): return f'e.g. {paths.iloc[0]}'
+
+def within_test(
+    table:pd.DataFrame, # scan table, with `duplicate_of` where duplicates were looked for
+)->list: # sentences
+    "Test scans that bear two labels or repeat one another"
     t = _usable(table)
-    test,c = t[t.folder == 'test'],conflicts(table)
-    torn,again = test.path.isin(c.path).sum(),(picture(test)[picture(test) != '']).duplicated().sum()
-    return ([f'{plural(torn, "test scan")} of {len(test):,} also {"lies" if torn == 1 else "lie"} under another class, e.g. {test.path[test.path.isin(c.path)].iloc[0]}: find out which label is right.'] if torn else []) + \
-        ([f'{plural(again, "test scan")} of {len(test):,} {"repeats" if again == 1 else "repeat"} another and {"counts" if again == 1 else "count"} twice: remove the copies.'] if again else [])
+    test,c,out = t[t.folder == 'test'],conflicts(table),[]
+    torn,pic = test.path[test.path.isin(c.path)],picture(test)
+    again = int(pic[pic != ''].duplicated().sum())
+    if len(torn): out.append(f'{plural(len(torn), "test scan")} of {len(test):,} also {"lies" if len(torn) == 1 else "lie"} under another class, {_first(torn)}: find out which label is right.')
+    if again: out.append(f'{plural(again, "test scan")} of {len(test):,} {"repeats another and counts" if again == 1 else "repeat another and count"} twice: remove the duplicates.')
+    return out
 
 def bias(
-    table:pd.DataFrame, # scan table, with `duplicate_of` where copies were looked for
-)->list: # sentences, none where the folders may be tested as they are
+    table:pd.DataFrame, # scan table, with `duplicate_of` where duplicates were looked for
+)->list: # sentences, none where nothing was found; see `unknown_patients` for what can't be
     "What would bias a test on the folders as they are"
-    l,test,chain = leaks(table),(_usable(table).folder == 'test').sum(),touched(table)
-    out = [f'The test folder shares ' + ' and '.join(f'{plural(r.shared, what[:-1], what)} with {r.other} ({r.scans:,} of {test:,} test scans)' for r in o.itertuples()) + ': train with --policy clean.'
-        for what,o in l[(l.side == 'test') & (l.shared > 0) & (l.what != 'chains of both')].groupby('what', sort=False)]
+    l,test,chain,out = leaks(table),(_usable(table).folder == 'test').sum(),touched(table),[]
+    for what,o in l[(l.side == 'test') & (l.shared > 0) & (l.what != 'chains of both')].groupby('what', sort=False):
+        shared = ' and '.join(f'{plural(r.shared, what[:-1], what)} with {r.other} ({r.scans:,} of {test:,} test scans)' for r in o.itertuples())
+        out.append(f'The test folder shares {shared}: train with --policy clean.')
     if out: out[-1] += f' In all, {plural(chain, "test scan")} of {test:,} ({chain/test:.0%}) can be known from training.'
     return out + (within_test(table) if 'width' in table else [])
 
-def doubts(table:pd.DataFrame)->list: # sentences
-    "What a person should look at, although it does not bias a test"
-    c,m,unknown = conflicts(table),misnamed(table),table.patient.isna().sum()
-    apart = c[~c.picture.isin(c.picture[c.path.isin(table.path[table.folder == 'test'])])]
-    out = [f'{plural(apart.picture.nunique(), "picture")} outside the test {"lies" if apart.picture.nunique() == 1 else "lie"} under two classes, e.g. {apart.path[0]} and {apart.path[1]}: --policy clean leaves them out.'] if len(apart := apart.reset_index()) else []
-    if len(m): out.append(f'{plural(len(m), "file bears", "files bear")} another class in the name than in the folder, e.g. {m.path.iloc[0]}: left out, until somebody finds out which is right.')
-    if unknown: out.append(f'The patients of {plural(unknown, "scan")} are unknown, as their names do not follow LABEL-patient-number: whether they leak, nobody can tell.')
-    return out
+# %% ../nbs/03_audit.ipynb #44b18e27
+def remarks(
+    table:pd.DataFrame, # scan table
+)->list: # sentences; `audit.json` holds them under `doubts`
+    "What a person should know or look at, although it was not found to bias a test"
+    c,m,out = conflicts(table),misnamed(table),[]
+    at_test = c.picture[c.path.isin(table.path[table.folder == 'test'])]
+    apart = c[~c.picture.isin(at_test)].reset_index()
+    k = apart.picture.nunique()
+    if k: out.append(f'{plural(k, "picture")} outside the test {"lies" if k == 1 else "lie"} under two classes, e.g. {apart.path[0]} and {apart.path[1]}: --policy clean leaves them out.')
+    if len(m): out.append(f'{plural(len(m), "file bears", "files bear")} another class in the name than in the folder, {_first(m.path)}: left out, until somebody finds out which is right.')
+    return out + [o for o in [unknown_patients(table)] if o]
 
+# %% ../nbs/03_audit.ipynb #ee574aa1
 def findings(
     table, # scan table of `examine`
     pairs, # of `find_duplicates`
     short, # of `shortcuts`
-)->dict:
+)->dict: # counts, and sentences under bias and doubts
     "All figures of the audit, as `audit.json` holds them"
     size = table[table.width > 0].groupby(['width', 'height']).size().sort_values(ascending=False)
     wide = table.groupby(picture(table)).folder.nunique() > 1
-    return counts(table) | dict(version=which_version(table), unusable=int((table.error != '').sum()), sizes={f'{w}x{h}': int(k) for (w,h),k in size.items()}, exact=int((pairs.kind == 'exact').sum()), near=int((pairs.kind == 'near').sum()),
-        pictures_across_folders=int(wide.sum()), conflicts=int(conflicts(table).picture.nunique()), misnamed=len(misnamed(table)), leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table),
-        shortcuts=short.to_dict('records'), bias=bias(table), doubts=doubts(table))
+    kind = pairs.kind.value_counts()
+    return counts(table) | dict(version=which_version(table), unusable=int((table.error != '').sum()), sizes={f'{w}x{h}': int(k) for (w,h),k in size.items()},
+        exact=int(kind.get('exact', 0)), near=int(kind.get('near', 0)), pictures_across_folders=int(wide.sum()), conflicts=int(conflicts(table).picture.nunique()),
+        misnamed=len(misnamed(table)), leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table), shortcuts=short.to_dict('records'), bias=bias(table), doubts=remarks(table))
 
 # %% ../nbs/03_audit.ipynb #84310742
+def _kept_pairs(table, data, file):
+    "The duplicates of a table, kept in `file` as long as nothing has changed"
+    key = f"{pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum()} {SCHEMA} {RADIUS} {TOTAL} {MATCH}"
+    try: pairs = load_table(file)
+    except OctError: pairs = None
+    if pairs is None or pairs.attrs.get('table') != key:
+        pairs = find_duplicates(table, data)
+        pairs.attrs['table'] = key
+        save_table(pairs, file)
+    return pairs
+
 def examine(
     data, # folder of scans
     out, # folder that keeps `scans.parquet` and `duplicates.parquet`
     classes:tuple=CLASSES, # class folder names
 )->tuple: # scan table with the columns of `look`, `duplicate_of` and `flags`; pairs of `find_duplicates`
-    "Read a folder and look for copies; only what is new or changed is read again; raises `OctError` where there is no scan"
-    file,pairs_file = Path(out)/'scans.parquet',Path(out)/'duplicates.parquet'
+    "Read a folder and look for duplicates; only what is new or changed is read again; raises `OctError` where there is no scan"
+    file = Path(out)/'scans.parquet'
     if not file.exists() and (kept := Path(data)/'scans.parquet').exists(): shutil.copy2(kept, file) # as `download` leaves it
     table = kept_table(data, file, classes, look)
-    key = f"{pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum()} {SCHEMA} {RADIUS} {TOTAL} {MATCH}"
-    try: pairs = load_table(pairs_file)
-    except OctError: pairs = None
-    if pairs is None or pairs.attrs.get('table') != key:
-        pairs = find_duplicates(table, data)
-        pairs.attrs['table'] = key
-        save_table(pairs, pairs_file)
+    pairs = _kept_pairs(table, data, Path(out)/'duplicates.parquet')
     table['duplicate_of'] = duplicate_of(table, pairs)
     table['flags'] = flags(table)
     stamp = file.stat().st_mtime # when reading began
     save_table(table, file)
     os.utime(file, (stamp, stamp))
     bad = table[table.error != '']
-    if len(bad): say(f"{len(bad):,} of {len(table):,} files can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {file.name}.")
+    if len(bad): say(f"{len(bad):,} of {plural(len(table), 'file')} can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {file.name}.")
     return table, pairs
 
 # %% ../nbs/03_audit.ipynb #ee603404
@@ -393,47 +448,76 @@ _body = """
 <h2>How it was taken</h2><p>Image sizes by class, and what can be measured without looking at the retina (box: quartiles; whiskers: 5 to 95 %).</p>
 <table><tr><th>size</th>{% for c, _ in counts %}<th class="n">{{ c }}</th>{% endfor %}</tr>{% for s, row in sizes %}<tr><td>{{ s }}</td>{% for n in row %}<td class="n">{{ n }}</td>{% endfor %}</tr>{% endfor %}</table>
 <img src="{{ stats }}" alt="statistics by class">
-<h2>The same picture twice</h2><p>{{ copies }}</p>{% if pairs %}<p class="note">{{ shown }}</p><img src="{{ pairs }}" alt="pairs of files that show the same picture">{% endif %}
+<h2>The same picture twice</h2><p>{{ repeated }}</p>{% if pairs %}<p class="note">{{ shown }}</p><img src="{{ pairs }}" alt="pairs of files that show the same picture">{% endif %}
 {% if conflict %}<h3>One picture, two labels</h3><p>One of the two labels is wrong in each pair. Only a person can say which. {{ conflicts_shown }}</p><img src="{{ conflict }}" alt="pairs of files with different labels">{% endif %}{% endif %}
 <h2>What a test would know beforehand</h2>
 {% if leaks %}<table><tr><th>shared</th><th>between</th><th class="n">how many</th><th class="n">scans there</th></tr>{% for l in leaks %}<tr><td>{{ l.what }}</td><td>{{ l.side }} and {{ l.other }}</td><td class="n">{{ l.shared }}</td><td class="n">{{ l.scans }} and {{ l.other_scans }}</td></tr>{% endfor %}</table>
 <p class="note">{{ touched }}</p>{% else %}<p>{{ touched }}</p>{% endif %}
-{% if shortcuts %}<h2>Shortcuts</h2><div class="two"><div><p>How many classes a small forest tells right without looking at the retina, patients held out. <em>Frame</em> is geometry and border: what prepare must take away. <em>Floor</em> is the noise where no tissue is, which goes with device and averaging. <em>Tissue</em> is brightness, contrast and speckle, which carry the disease as well as the exposure.</p>
+{% if shortcuts %}<h2>Shortcuts</h2><div class="two"><div><p>How many classes a small forest tells right without looking at the retina, {{ held }} held out. <em>Frame</em> is geometry and border: what prepare must take away. <em>Floor</em> is the noise where no tissue is, which goes with device and averaging. <em>Tissue</em> is brightness, contrast and speckle, which carry the disease as well as the exposure.</p>
 <p>{{ carrier }}</p></div><div><img src="{{ shortcuts }}" alt="accuracy from statistics alone"></div></div>
 <details><summary>Every statistic alone</summary><table><tr><th>statistics</th><th>stage</th><th class="n">balanced accuracy (95 % interval)</th></tr>{% for r in table %}<tr><td>{{ r.statistics }}</td><td>{{ r.stage }}</td><td class="n">{{ '%.1f %% (%.1f–%.1f)'|format(100*r.value, 100*r.low, 100*r.high) }}</td></tr>{% endfor %}</table></details>{% endif %}
 {% if unusable %}<h2>What can't be used</h2><table><tr><th>file</th><th>why</th></tr>{% for p, e in unusable %}<tr><td><code>{{ p }}</code></td><td>{{ e }}</td></tr>{% endfor %}</table>{% if more %}<p class="note">and {{ more }} more; all are in <code>scans.parquet</code>.</p>{% endif %}{% endif %}
 """
 
-def _grid(t, index, columns):
-    g = t.pivot_table(index=index, columns=columns, values='path', aggfunc='count', fill_value=0)
-    g = g.loc[g.sum(axis=1).sort_values(ascending=False, kind='stable').index] if index == 'size' else g
-    return list(g.columns),[(i, [f'{int(n):,}' for n in row]) for i,row in zip(g.index, g.to_numpy())]
-
+# %% ../nbs/03_audit.ipynb #0c6833b8
 def _patients_say(f):
     q = f['scans_per_patient']
+    if not f['patients']: return 'No patient is known.'
     return f"{plural(f['patients'], 'patient')} with {plural(q['median'], 'scan')} each in the median, at most {q['p90']} for 90 % of them, and {q['most']} for one. {plural(f['several_classes'], 'patient')} under more than one class."
-
 
 def _carrier(s):
     "Which single statistic carries most, in words"
     if not len(s): return ''
     one = s[s.statistics.isin(sum(FAMILIES.values(), ()))]
     a,f = one[one.stage == 'as shipped'].sort_values('value').iloc[-1],s[s.statistics == 'frame'].set_index('stage')
-    return (f"The strongest single statistic is {a.statistics}: alone it reaches {a.value:.0%} ({a.low:.0%} to {a.high:.0%}), where chance is {a.chance:.0%}. The frame reaches {f.value['as shipped']:.0%} ({f.low['as shipped']:.0%} to {f.high['as shipped']:.0%}) as shipped"
-        + f" and {f.value['prepared']:.0%} ({f.low['prepared']:.0%} to {f.high['prepared']:.0%}) once prepared.")
+    def told(o): return f'{o.value:.0%} ({o.low:.0%} to {o.high:.0%})'
+    return f"The strongest single statistic is {a.statistics}: alone it reaches {told(a)}, where chance is {a.chance:.0%}. The frame reaches {told(f.loc['as shipped'])} as shipped and {told(f.loc['prepared'])} once prepared."
+
+def _touched_say(f):
+    if 'test' not in f['folders']: return 'There is no test folder, so there is nothing to leak into: train with --policy patient.'
+    what = 'a patient or a picture, directly or in a chain,' if f['patients'] else 'a picture'
+    return f"{f['test_scans_touched']:,} of {f['folders']['test']:,} test scans share {what} with a scan outside the test folder." + ('' if f['patients'] else " Whether they share a patient can't be seen.")
+
+def _lead(f):
+    if f['bias']: return 'A test on these folders as they are would be biased.'
+    if not f['patients']: return "Whether a test on these folders would be biased can't be told, because not one patient is known."
+    if 'test' not in f['folders']: return 'There is no test folder; --policy patient draws a test by patient.'
+    return 'Nothing was found that would bias a test on these folders' + (', but not all patients are known.' if f['unknown_patients'] else '.')
+
+# %% ../nbs/03_audit.ipynb #9c373f58
+def _grid(t, index, columns):
+    g = t.pivot_table(index=index, columns=columns, values='path', aggfunc='count', fill_value=0)
+    g = g.loc[g.sum(axis=1).sort_values(ascending=False, kind='stable').index] if index == 'size' else g
+    return list(g.columns),[(i, [f'{int(n):,}' for n in row]) for i,row in zip(g.index, g.to_numpy())]
 
 def _common(t, f):
     "What both reports show"
     folders,rows = _grid(t.assign(folder=t.folder.replace('', 'no folder')), 'label', 'folder')
-    has = 'test' in f['folders']
-    said = f"{f['test_scans_touched']:,} of {f['folders']['test']:,} test scans share a patient or a picture, directly or in a chain, with a scan outside the test folder." if has else 'There is no test folder, so there is nothing to leak into: train with --policy patient.'
-    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=png(plot_patients(t)), leaks=f['leaks'] if has else [], touched=said, bias=f['bias'], doubts=f.get('doubts', []))
+    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=png(plot_patients(t)),
+        leaks=f['leaks'] if 'test' in f['folders'] else [], touched=_touched_say(f), bias=f['bias'], doubts=f.get('doubts', []))
 
-def _lead(f):
-    if f['bias']: return 'A test on these folders as they are would be biased.'
-    if 'test' not in f['folders']: return 'There is no test folder; --policy patient draws a test by patient.'
-    return 'Nothing was found that would bias a test on these folders' + (', but not all patients are known.' if f['unknown_patients'] else '.')
+# %% ../nbs/03_audit.ipynb #51113906
+def _cards(f):
+    "The five figures on top: (name, figure, note)"
+    repeated = f"{f['exact']:,} exact, {f['near']:,} near; {plural(f['pictures_across_folders'], 'picture')} across folders"
+    return [('scans', f"{f['scans']:,}", plural(f['patients'], 'patient') if f['patients'] else 'no patient is known'), ("can't be used", f"{f['unusable']:,}", 'unreadable or misnamed'),
+        ('duplicates', f"{f['exact']+f['near']:,}", repeated), ('two labels', f"{f['conflicts']:,}", 'pictures under two classes'), ('test scans touched', f"{f['test_scans_touched']:,}", f"of {f['folders'].get('test', 0):,}")]
 
+def _repeated_say(f):
+    if not (n := f['exact']+f['near']): return 'No file repeats the picture of another.'
+    return f"{plural(n, 'file repeats', 'files repeat')} a picture that is there already: {f['exact']:,} byte for byte, {f['near']:,} re-encoded, resized, shifted, brightened, cropped, mirrored or turned, each proved on its speckle."
+
+def _sizes(t):
+    "Scans by size and class; sizes beyond the eight most frequent are one row"
+    size = t.width.astype(str)+'x'+t.height.astype(str)
+    return _grid(t.assign(size=size.where(size.isin(size.value_counts().index[:8]), 'other')), 'size', 'label')[1]
+
+def _pictures(t, data, pairs, c, labels, short):
+    "The figures of the page as images, None where there is nothing to show"
+    figs = dict(means=plot_means(t, data), stats=plot_statistics(t), pairs=plot_pairs(pairs, data, labels), conflict=plot_conflicts(c, data, labels), shortcuts=plot_shortcuts(short) if len(short) else None)
+    return {k: v and png(v) for k,v in figs.items()} | dict(sheets=[(o, png(plot_class(t, data, o))) for o in sorted(t.label.unique())])
+
+# %% ../nbs/03_audit.ipynb #96fe7074
 def write_audit(
     path, # HTML file
     table, # scan table of `examine`
@@ -442,21 +526,28 @@ def write_audit(
     f:dict, # of `findings`
     data, # folder of scans
 ):
-    "The report of a folder as one HTML page"
-    t,labels = table[table.error == ''],table.set_index('path').label
-    bad,copies = table[table.error != ''],f['exact']+f['near']
-    sizes = t.assign(size=t.width.astype(str)+'x'+t.height.astype(str))
-    sizes['size'] = sizes['size'].where(sizes['size'].isin(sizes['size'].value_counts().index[:8]), 'other')
-    cards = [('scans', f"{f['scans']:,}", plural(f['patients'], 'patient')), ("can't be used", f"{f['unusable']:,}", 'unreadable or misnamed'), ('copies', f'{copies:,}', f"{f['exact']:,} exact, {f['near']:,} near; {plural(f['pictures_across_folders'], 'picture')} across folders"),
-             ('two labels', f"{f['conflicts']:,}", 'pictures under two classes'), ('test scans touched', f"{f['test_scans_touched']:,}", f"of {f['folders'].get('test', 0):,}")]
-    said = f"{plural(copies, 'file repeats', 'files repeat')} a picture that is there already: {f['exact']:,} byte for byte, {f['near']:,} re-encoded, resized, shifted, brightened, cropped, mirrored or turned, each proved on its speckle." if copies else 'No file repeats the picture of another.'
-    c = conflicts(table)
+    "Write the report of a folder as one HTML page; raises `OctError` where the disk refuses"
+    t,bad,c = table[table.error == ''],table[table.error != ''],conflicts(table)
     plain = pairs[~pairs.path.isin(c.path)].sort_values('kind', ascending=False)
-    sheets = [(o, png(plot_class(t, data, o))) for o in sorted(t.label.unique())]
-    figs = dict(pairs=plot_pairs(plain, data, labels), conflict=plot_conflicts(c, data, labels), shortcuts=plot_shortcuts(short) if len(short) else None)
-    write_page(path, _body, f'Audit of {Path(data).resolve().name}', lead=_lead(f), cards=cards, sheets=sheets, means=png(plot_means(t, data)), stats=png(plot_statistics(t)), sizes=_grid(sizes, 'size', 'label')[1], copies=said, conflicts_shown=f'{min(6, c.picture.nunique())} of {c.picture.nunique():,} are shown.', shown=f'{min(6, len(plain))} of {len(plain):,} pairs; all are in duplicates.parquet.',
-        carrier=_carrier(short), table=short.to_dict('records'), unusable=bad[['path', 'error']].values[:50].tolist(), more=max(len(bad)-50, 0), **{k: v and png(v) for k,v in figs.items()}, **_common(table, f))
+    write_page(path, _body, f'Audit of {Path(data).resolve().name}', lead=_lead(f), cards=_cards(f), sizes=_sizes(t), repeated=_repeated_say(f),
+        conflicts_shown=f'{min(6, c.picture.nunique())} of {c.picture.nunique():,} are shown.', shown=f'{min(6, len(plain))} of {len(plain):,} pairs; all are in duplicates.parquet.',
+        carrier=_carrier(short), held='patients' if f['patients'] else 'scans', table=short.to_dict('records'), unusable=bad[['path', 'error']].values[:50].tolist(), more=max(len(bad)-50, 0),
+        **_pictures(t, data, plain, c, table.set_index('path').label, short), **_common(table, f))
 
+# %% ../nbs/03_audit.ipynb #890f9b04
+def _write_json(out, f):
+    with atomic_write(out/'audit.json') as o: o.write(json.dumps(f, indent=1)+'\n')
+
+def _audit_names(names, test, out, title):
+    t = as_test(names, read_names(test)) if test else names
+    t = t.assign(sha256='', error='') # what was not looked at ties nothing
+    f = counts(t) | dict(leaks=leaks(t).to_dict('records'), test_scans_touched=touched(t), bias=bias(t)) # every name read gives a patient
+    cards = [('names', f"{f['scans']:,}", ', '.join(f'{k} {v:,}' for k,v in f['classes'].items())), ('patients', f"{f['patients']:,}", f"median {plural(f['scans_per_patient']['median'], 'scan')}"), ('under several classes', f"{f['several_classes']:,}", 'patients')]
+    write_page(out/'audit.html', _body, f'Audit of the names in {title}', lead=_lead(f)+' Names alone say nothing of the pictures.', cards=cards, **_common(t, f))
+    _write_json(out, f)
+    return f
+
+# %% ../nbs/03_audit.ipynb #b92f22c2
 def audit(
     data, # folder of scans, or a list of names (.txt, .gz)
     out='oct-audit', # output folder
@@ -469,21 +560,9 @@ def audit(
     if not Path(data).is_dir(): find_scans(data, classes)
     out = make_dir(out)
     table,pairs = examine(data, out, classes)
-    if not (table.error == '').any(): raise OctError(f'Not one of {len(table):,} files in {data} can be used: mend them or name another folder; the first, {table.path[0]}: {table.error[0]}')
+    if not (table.error == '').any(): raise OctError(f'Not one of {plural(len(table), "file")} in {data} can be used: mend them or name another folder; the first, {table.path[0]}: {table.error[0]}')
     short = shortcuts(table, data)
     f = findings(table, pairs, short)
     write_audit(out/'audit.html', table, pairs, short, f, data)
-    _write_json(out, f)
-    return f
-
-def _write_json(out, f):
-    with atomic_write(out/'audit.json') as o: o.write(json.dumps(f, indent=1)+'\n')
-
-def _audit_names(names, test, out, title):
-    t = as_test(names, read_names(test)) if test else names
-    t = t.assign(sha256='', error='') # what was not looked at ties nothing
-    f = counts(t) | dict(leaks=leaks(t).to_dict('records'), test_scans_touched=touched(t), bias=bias(t))
-    cards = [('names', f"{f['scans']:,}", ', '.join(f'{k} {v:,}' for k,v in f['classes'].items())), ('patients', f"{f['patients']:,}", f"median {plural(f['scans_per_patient']['median'], 'scan')}"), ('under several classes', f"{f['several_classes']:,}", 'patients')]
-    write_page(out/'audit.html', _body, f'Audit of the names in {title}', lead=_lead(f)+' Names alone say nothing of the pictures.', cards=cards, **_common(t, f))
     _write_json(out, f)
     return f

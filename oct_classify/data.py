@@ -51,15 +51,26 @@ def find_scans(
     if not root.is_dir(): raise OctError(f'{root} is a file, not a folder of scans: unpack it first or name the folder that holds the class folders.')
     tree = list(_walk(root))
     rows = [(len(p.parts), printable(p), *map(printable, at)) for d,_,files in tree for p in (d/f for f in files) if (at := _place(p, classes))]
-    if not rows: raise OctError(f'No scan was found in {root}: its images must lie in folders called {", ".join(classes)}, or in folders that --classes names.')
+    if not rows: raise OctError(f'No scan was found in {root}: ' + ('name the folder above it.' if root.resolve().name.strip().upper() in classes else f'its images must lie in folders called {", ".join(classes)}, or in folders that --classes names.'))
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label'])
     bare = {o.strip().upper() for _,dirs,_ in tree for o in dirs} & set(classes) - set(df.label)
     if bare: raise OctError(f'The class folder {min(bare)} holds no scan: put some in, or remove the folder.')
     df['name'] = df.path.str.rsplit('/', n=1).str[-1]
     df['bytes'] = [_size(root/p) for p in df.path]
+    for line in _passed_over(tree, classes): say(line)
     twice = _second_copies(root, df)
-    if twice.any(): say(f'{twice.sum():,} files are there a second time in another tree and were left out.')
+    if twice.any(): say(f'{plural(twice.sum(), "file is", "files are")} there a second time in another tree and left out.')
     return df[~twice][['path', 'folder', 'label', 'bytes']].reset_index(drop=True)
+
+# %% ../nbs/02_data.ipynb #000cbc07
+def _passed_over(tree, classes):
+    "A sentence for each folder of pictures that lies beside class folders and is none"
+    among = {d.parent for d,*_ in tree if d.name.strip().upper() in classes and d.parts}
+    held = {}
+    for d,_,files in tree:
+        if d.parent in among and d.parts and d.name.strip().upper() not in classes:
+            held[d.name] = held.get(d.name, 0) + sum(Path(f).suffix.lower() in IMAGES for f in files)
+    return [f'The folder {printable(k)} holds {plural(n, "picture that is", "pictures that are")} not read: name it with --classes where it is a class.' for k,n in held.items() if n]
 
 def _size(p):
     try: return p.stat().st_size
@@ -79,11 +90,12 @@ def _sha(p):
 # %% ../nbs/02_data.ipynb #7bdd12eb
 def dhash(
     grey:np.ndarray, # (H, W) uint8
-)->np.uint64: # 64 bits: is each pixel of the 9x8 thumbnail darker than its right neighbour?
+)->np.uint64: # 64 bits: is each pixel of the 9x8 thumbnail darker than the one to its right?
     "Difference hash of a picture; similar pictures differ in few bits (N. Krawetz, hackerfactor.com, 2013)"
     a = np.asarray(Image.fromarray(grey).resize((9, 8), Image.BOX))
     return np.packbits(a[:,1:] > a[:,:-1]).view('>u8')[0].astype(np.uint64)
 
+# %% ../nbs/02_data.ipynb #af246259
 def _blank(look): return look(np.zeros((MIN_SIDE, MIN_SIDE), np.uint8)) if look else {}
 
 def _read_row(root, row, classes, look=None, blank={}):
@@ -107,6 +119,7 @@ def _typed(df, look=None):
     kinds = {k: np.asarray(v).dtype for k,v in _blank(look).items()}
     return df.astype(dict(patient='Int64', dhash='uint64', width='int32', height='int32', bytes='int64') | kinds)[[*COLUMNS, *kinds]].sort_values('path', ignore_index=True)
 
+# %% ../nbs/02_data.ipynb #219b8346
 def _unchanged(root, found, old, since):
     "Mask over `found`: files that `old` already describes"
     if old is None: return np.zeros(len(found), bool)
@@ -115,6 +128,7 @@ def _unchanged(root, found, old, since):
     def touched(p): return max((s := (Path(root)/p).stat()).st_mtime, s.st_ctime) # a file that was moved here keeps its date
     return same.to_numpy() & np.array([touched(p) < since if s else False for p,s in zip(found.path, same)], bool)
 
+# %% ../nbs/02_data.ipynb #6dec446c
 def scan_table(
     root, # folder of scans
     classes:tuple=CLASSES, # class folder names
@@ -167,6 +181,7 @@ def _keep(t, file, mark, begun):
     os.utime(file, (begun, begun))
     return t
 
+# %% ../nbs/02_data.ipynb #f875c647
 def _renew(data, file, mark, classes, look, read):
     "Have `read` read what is new or changed"
     old,since = _known(file, mark, [*COLUMNS, *_blank(look)])
@@ -177,6 +192,7 @@ def _renew(data, file, mark, classes, look, read):
     same = [] if old is None else [old[old.path.isin(found.path) & ~old.path.isin(new.path)]]
     _keep(_typed(pd.concat([*same, got], ignore_index=True), look), file, mark, begun if old is None else min(begun, since))
 
+# %% ../nbs/02_data.ipynb #52888432
 def kept_table(
     data, # folder of scans
     file, # parquet file that keeps the table

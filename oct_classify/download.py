@@ -33,6 +33,7 @@ VERSIONS = {2: _version((37205, 11348, 8616, 26315), val=8, test=242),
 _REMARKS = {2: 'which is the copy on Kaggle; many pages say that it has 84,495',
             3: 'from Mendeley Data; the 24,825 that version 2 does not have are all NORMAL, in train'}
 
+# %% ../nbs/02b_download.ipynb #302dc421
 def _listed(n):
     "'84,484 scans (83,484 train, 32 val, 968 test)'"
     folders = Counter()
@@ -74,6 +75,7 @@ def _pair():
         o = json.loads(f.read_text())
         return o['username'], o['key'], f
 
+# %% ../nbs/02b_download.ipynb #3642f888
 def _signed_in():
     "(access token, where it was found) as `kaggle auth login` left it, or None"
     from kagglesdk.kaggle_client import KaggleClient
@@ -107,6 +109,7 @@ def _why_refused(code, dataset, where):
             403: f'Kaggle does not give {dataset} to this login (403): open {page} in a browser, sign in, accept the terms, and run the same command again.',
             404: f'Kaggle has no data set {dataset} (404): check the name, which is written OWNER/NAME as in the address of its page.'}.get(code)
 
+# %% ../nbs/02b_download.ipynb #aea00a36
 def _again(r, who):
     "The reason to ask `who` again that lies in an answer"
     code,after = r.status_code,r.headers.get('Retry-After')
@@ -192,6 +195,7 @@ def _append(r, part, skip, size):
             bar.update(f.write(b[skip:]))
             skip = max(0, skip-len(b))
 
+# %% ../nbs/02b_download.ipynb #a629f30a
 def _attempt(url, part, dest):
     "Append to `part` what the storage still has of it; returns what it says of the archive"
     have,old = _have(part),_known(part)
@@ -268,6 +272,7 @@ class BadArchive(OctError):
 
 MAX_BYTES,MAX_RATIO = 2**28,100 # of one member: unpacked size; unpacked by packed size
 
+# %% ../nbs/02b_download.ipynb #e0acdcce
 def _target(m:zipfile.ZipInfo):
     "The path below the folder that a member is unpacked to, as a tuple"
     return tuple(p for o in m.orig_filename.removesuffix('/').split('/') if (p := o.strip()) != '.')
@@ -297,6 +302,7 @@ def _members(z, name):
 
 def _same(path): return tuple(o.casefold() for o in path)
 
+# %% ../nbs/02b_download.ipynb #804aa6c5
 def _once(files):
     "Each scan once: of trees with the same content, the shallower"
     seen,out = set(),[]
@@ -305,7 +311,7 @@ def _once(files):
         key = (at[1:], p[-1], m.file_size, m.CRC) if at else p
         if key not in seen: out.append((m, p))
         seen.add(key)
-    if len(out) < len(files): say(f'{len(files)-len(out):,} files are in the archive a second time and were left out.')
+    if len(out) < len(files): say(f'{plural(len(files)-len(out), "file is", "files are")} in the archive a second time and left out.')
     return out
 
 # %% ../nbs/02b_download.ipynb #240bf07f
@@ -324,8 +330,9 @@ def _opened(zip):
 def _begins(zip):
     with open(zip, 'rb') as f: return f.read(2) == b'PK'
 
+# %% ../nbs/02b_download.ipynb #82a749e6
 def _extract(z, files, tmp):
-    "Write every file, verified"
+    "Write every file; reading a member verifies its CRC-32"
     for d in {p[:-1] for _,p in files}: tmp.joinpath(*d).mkdir(parents=True, exist_ok=True)
     for m,p in progress(files, desc='Unpacking', unit=' files'):
         with open(tmp.joinpath(*p), 'xb') as f: f.write(z.read(m))

@@ -35,7 +35,7 @@ def _bits(mask)->np.uint64: return np.packbits(mask).view('>u8')[0].astype(np.ui
 def spectral_hash(
     grey:np.ndarray, # (H, W) uint8
 )->tuple: # (low, high), 64 bits each, as uint64; (0, 0) for a flat picture
-    "Which low spatial frequencies of a picture are stronger than their neighbours; blind to shift, brightness and contrast"
+    "Which low spatial frequencies of a picture are stronger than those around them; blind to shift, brightness and contrast"
     t = np.asarray(Image.fromarray(grey).resize((_side, _side), Image.BOX), np.float32)
     if np.ptp(t) < 2: return np.uint64(0), np.uint64(0)
     f = np.log(np.abs(np.fft.fftshift(fft.fft2((t-np.median(t))*_window)))+1e-3)
@@ -46,6 +46,7 @@ def hash_columns(grey)->dict:
     "`spectral_hash` as further columns of a scan table"
     return dict(zip(('shash_low', 'shash_high'), spectral_hash(grey)))
 
+# %% ../nbs/02c_duplicates.ipynb #b71415d0
 _reversed = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:,None], axis=1)[:,::-1])
 
 def mirrored(h:np.ndarray)->np.ndarray:
@@ -53,11 +54,12 @@ def mirrored(h:np.ndarray)->np.ndarray:
     return _reversed[np.ascontiguousarray(h, '<u8').view(np.uint8)].view('<u8')
 
 # %% ../nbs/02c_duplicates.ipynb #573b6376
-RADIUS,TOTAL = 11,26
+RADIUS,TOTAL = 11,26 # bits that may differ: of `low`, and of both
 _masks = np.array([0, *(1<<a for a in range(16)), *(1<<a | 1<<b for a,b in combinations(range(16), 2))], np.int64)
 
 def _chunks(h): return np.ascontiguousarray(h, '<u8').view('<u2').reshape(-1, 4)
 
+# %% ../nbs/02c_duplicates.ipynb #fc74f165
 def _runs(n, most=1<<20):
     "Slices over `n` (matches of each query) so that each holds about `most` matches"
     total,a = np.cumsum(n),0
@@ -71,6 +73,7 @@ def _expand(first, n, a, b):
     i = np.repeat(np.arange(a, b, dtype=np.int32), n[a:b])
     return i, np.arange(len(i), dtype=np.int32) + np.repeat((first[a:b]-np.cumsum(n[a:b])+n[a:b]).astype(np.int32), n[a:b])
 
+# %% ../nbs/02c_duplicates.ipynb #ce9b81c3
 def _earlier(q, t, c):
     "Were these pairs of chunks found through a chunk before `c`?"
     return (np.bitwise_count(q[:,:c]^t[:,:c]) <= 2).any(1)
@@ -88,6 +91,7 @@ def _in_bucket(m, c, Q, T, start, itself):
         k = (d <= TOTAL) & ~_earlier(Q['chunks'][i], T['chunks'][j], c)
         yield np.stack([Q['row'][i], T['row'][j], d])[:,k]
 
+# %% ../nbs/02c_duplicates.ipynb #64d1e282
 def _by_chunk(low, high, c):
     "Hashes sorted by chunk `c`"
     o = np.argsort(_chunks(low)[:,c], kind='stable')
@@ -129,6 +133,7 @@ def fingerprint(
     grain[ndimage.binary_dilation(t >= 242, iterations=3)] = 0
     return grain
 
+# %% ../nbs/02c_duplicates.ipynb #edd600fb
 def _lead(tile, y, x, spectrum, energy):
     "By how much the best place of one tile in the other picture, within `_reach` pixels of its own, beats the second best"
     t = tile-tile.mean()
@@ -153,16 +158,17 @@ def match(
     scores = [_lead(t, y, x, spectrum, energy) for t,y,x in tiles if (t != 0).mean() >= .5]
     return float(np.median(scores)) if len(scores) >= 4 else 0.
 
-MATCH = .16
+MATCH = .16 # a score from which two files are one picture
 
 # %% ../nbs/02c_duplicates.ipynb #94a2950c
 def _exact(t):
-    "Pairs (row of the first, row of the copy) of identical files"
+    "Pairs (row of the first, row of the duplicate) of identical files"
     first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
     return pd.DataFrame(dict(i=first, j=t.index, score=1., way='', kind='exact'))[first != t.index]
 
 def _clusters(n, i, j): return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
 
+# %% ../nbs/02c_duplicates.ipynb #ccd588b2
 _plain = {'': lambda f: f, 'turned': lambda f: f[::-1,::-1]}
 _mirrored = {'mirrored': lambda f: f[:,::-1], 'upside down': lambda f: f[::-1]}
 
@@ -195,6 +201,7 @@ def _unlinked(n, done, todo):
     c = _clusters(n, same.i, same.j)
     return todo[c[todo.i] != c[todo.j]]
 
+# %% ../nbs/02c_duplicates.ipynb #34c59c51
 def _suspects(t, workers):
     "Pairs of rows with close hashes; of equal hashes, only the first meets the others"
     t = t[(t.shash_low != 0) | (t.shash_high != 0)]
@@ -204,6 +211,7 @@ def _suspects(t, workers):
     same = pd.DataFrame(dict(i=first, j=t.index, bits=0, mirrored=False))[first != t.index]
     return pd.concat([same, close.assign(i=one[close.i], j=one[close.j])], ignore_index=True).assign(kind='near')
 
+# %% ../nbs/02c_duplicates.ipynb #435d4029
 def find_duplicates(
     table:pd.DataFrame, # scan table with the columns of `hash_columns`
     root, # folder that its paths are relative to
@@ -216,6 +224,7 @@ def find_duplicates(
     both = pd.concat([exact, _forest(len(t), near[near.score >= MATCH])], ignore_index=True)
     return both.assign(path=t.path[both.i].values, twin=t.path[both.j].values)[['path', 'twin', 'kind', 'score', 'way']].sort_values(['path', 'twin'], ignore_index=True)
 
+# %% ../nbs/02c_duplicates.ipynb #449c7115
 def duplicate_of(
     table:pd.DataFrame, # scan table
     pairs:pd.DataFrame, # from `find_duplicates`

@@ -83,6 +83,7 @@ def speckle(
     i = sum(_field(rng, rows, cols)**2 for _ in range(2*frames)) # integers: a square is exact
     return np.tile((i/(i.sum()/i.size)).astype(f4), (tiles, tiles))
 
+# %% ../nbs/01c_optics.ipynb #158bef07
 def looks(
     rng, # numpy generator
     field:np.ndarray, # of `speckle`
@@ -116,6 +117,7 @@ def grain(
     "Tissue texture at a place"
     return _tissue()[(y*(12/size)).astype(np.int32) & 511, (x*(12/size)).astype(np.int32) & 511]
 
+# %% ../nbs/01c_optics.ipynb #824d1f66
 def soften(
     img:np.ndarray, # (H, W) float32, changed in place
     rows:int, # passes in depth
@@ -154,6 +156,7 @@ def _expose(rng, img):
     img *= f4(bell(rng, 40, 6)/mean)
     return np.minimum(img, 250).astype(np.uint8)
 
+# %% ../nbs/01c_optics.ipynb #17129284
 def light(
     rng, # numpy generator
     drawing:np.ndarray, # (H, W) float32, displayed brightness 0-1 of tissue without speckle; overwritten
@@ -174,8 +177,11 @@ def light(
     return _expose(rng, img)
 
 # %% ../nbs/01c_optics.ipynb #a3dd0f01
-def borders(rng, img):
-    "White bars and wedges along the frame, in place"
+def borders(
+    rng, # numpy generator
+    img:np.ndarray, # (H, W) uint8, changed in place
+)->np.ndarray: # `img`
+    "A white border along the frame, level or slanted, in three scans of four"
     h,w = img.shape
     if rng.random() < .25: return img
     edge = bell(rng, 0, .045)*(np.arange(w)-w/2) + bell(rng, 0, .05)*h

@@ -20,7 +20,7 @@ from .core import *
 # %% ../nbs/00b_page.ipynb #9ddbf769
 def png(
     fig, # matplotlib figure
-    dpi:int=110,
+    dpi:int=110, # dots per inch
 )->str: # data URI, to be used as the src of an image
     "A figure as an image that lies inside the page"
     b = io.BytesIO()
@@ -79,6 +79,7 @@ BODY
 </main></body></html>
 '''
 
+# %% ../nbs/00b_page.ipynb #fff8ec77
 def render(
     template:str, # jinja2
     **values, # all are escaped, but for pieces that were rendered before
@@ -86,12 +87,13 @@ def render(
     "A piece of a page"
     return Markup(Environment(autoescape=True).from_string(template).render(**values))
 
+# %% ../nbs/00b_page.ipynb #2e807389
 def write_page(
     path, # file to write
     body:str, # jinja2 template of what stands below the heading
     heading:str, # also the title of the browser tab
     **values, # for the template; all are escaped, but for what `render` gave
 ):
-    "Write a self-contained HTML page, complete or not at all"
+    "Write a self-contained HTML page, complete or not at all; raises `OctError` where the disk refuses"
     html = render(_frame.replace('BODY', body), heading=heading, style=_style, made=datetime.datetime.now().strftime('%Y-%m-%d %H:%M'), **values)
     with atomic_write(path) as f: f.write(html)

@@ -11,6 +11,8 @@ from oct_classify.core import CLASSES, patient, read_grey
 from oct_classify.data import load_table
 from oct_classify.split import check_split, split_table
 
+pytestmark = pytest.mark.xdist_group('audit')  # one process for all: what the fixtures make is made once
+
 
 def resized(g, w, h): return np.asarray(Image.fromarray(g).resize((w, h), Image.BICUBIC))
 def clipped(g): return np.clip(g, 0, 255).astype(np.uint8)
@@ -119,7 +121,7 @@ def test_strict_and_report(audited):
 def test_clean_split_knows_nothing_of_the_test(planted, audited):
     table = audited[3].reset_index()
     df = split_table(table)
-    assert 'no file or copy of one' in check_split(df)
+    assert 'no file or duplicate of one' in check_split(df)
     side = df.set_index('path').split
     apart = {('train', 'test'), ('test', 'train'), ('valid', 'test'), ('test', 'valid'), ('train', 'valid'), ('valid', 'train')}
     assert [o for o in (planted.exact | planted.near | planted.conflict).items() if (side[o[0]], side[o[1]]) in apart] == []
@@ -129,9 +131,9 @@ def test_clean_split_knows_nothing_of_the_test(planted, audited):
 
 
 def test_untouched_scans_have_no_copy(real, tmp_path):
-    from oct_classify.audit import bias, doubts, examine
+    from oct_classify.audit import bias, examine, remarks
     table, pairs = examine(real, tmp_path)
-    assert len(table) == 700 and len(pairs) == 0 and bias(table) == doubts(table) == []
+    assert len(table) == 700 and len(pairs) == 0 and bias(table) == remarks(table) == []
 
 
 def test_names_only(real, cli, tmp_path):
