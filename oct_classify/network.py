@@ -140,6 +140,7 @@ def _assemble(model, n_classes, size, stats, stages=0):
     except Exception as e: raise OctError(f"This architecture can't take {size[0]}x{size[1]} pixels ({str(e).splitlines()[0][:80]}): choose another --size.") from None
     return nn.Sequential(OrderedDict(pixels=Pixels(*stats), body=body, pool=SelectAdaptivePool2d(pool_type='avg', flatten=True), head=_head(body.channels, n_classes, stages)))
 
+# %% ../nbs/05b_network.ipynb #8f928642
 def _stats(model): return tuple(tuple(map(float, model.pretrained_cfg[k])) for k in ('mean', 'std')) if hasattr(model, 'pretrained_cfg') else IMAGENET
 
 def network(
@@ -217,6 +218,7 @@ def hub_answers(arch:str)->bool:
     try: return all(_ask_hub(a) is not None for a in arch.split('+'))
     except HubError: return False
 
+# %% ../nbs/05b_network.ipynb #326bfdb2
 def _from_hub(arch, size):
     try: return _create(arch, size, pretrained=True, **_ask_hub(arch))
     except OctError: raise
@@ -228,9 +230,14 @@ def _from_package(arch):
     full.reset_classifier(0)
     return full
 
+def _bodies(state):
+    "The body of a network of ours, as in the model.safetensors of a bundle; of several averaged, the first"
+    return {k.removeprefix('members.0.').removeprefix('body.model.'): v for k,v in state.items()}
+
 def _from_file(arch, size, path):
     state,model = _state(path),_create(arch, size)
     want = model.state_dict()
+    if not want.keys() & state.keys(): state = _bodies(state)
     got = model.load_state_dict({k: v for k,v in state.items() if k in want and v.shape == want[k].shape}, strict=False)
     if got.missing_keys: raise OctError(f'{path} does not hold the weights of {arch}: {len(got.missing_keys)} tensors are missing, e.g. {got.missing_keys[0]}: name the weights of this architecture, or choose another --arch.')
     return model

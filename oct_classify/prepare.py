@@ -28,7 +28,7 @@ def _depth(grey, level=242, share=.08):
     if (grey[0] >= level).mean() < share: return np.zeros(w, int)
     b = np.pad(grey >= level, ((1, 1), (0, 0)), 'edge')
     white = b[:-2] | b[1:-1] | b[2:] # passes over the odd dark pixel that JPEG left
-    n = np.where(white.all(0), 0, white.argmin(0)) # a column that is white throughout belongs to a side bar
+    n = np.where(white.all(0), 0, white.argmin(0)) # a column that is white throughout belongs to the border at the side
     n = ndimage.median_filter(np.where(n > .6*h, 0, n), max(5, w//12) | 1, mode='nearest')
     return np.where(n > 0, n+3, 0) # and the ringing beside it
 
@@ -40,6 +40,7 @@ def _mirror(grey, n):
     grey[y,x] = grey[np.clip(n[x]+np.minimum(back, 2*strip-1-back), 0, len(grey)-1),x]
     return y, x
 
+# %% ../nbs/05_prepare.ipynb #98fe3f42
 def _without_border(grey):
     "The filled scan, and the mask of what was filled"
     out,mask = grey.copy(),np.zeros(grey.shape, bool)
@@ -52,13 +53,13 @@ def _without_border(grey):
 def white_border(
     grey:np.ndarray, # (H, W) uint8
 )->np.ndarray: # (H, W) bool: where the scanner left the frame white
-    "Mask of the white wedges and bars along the frame"
+    "Mask of the white border along the frame"
     return _without_border(grey)[1]
 
 def fill_borders(
     grey:np.ndarray, # (H, W) uint8
 )->np.ndarray: # (H, W) uint8, a new array
-    "White scanner borders replaced by the scan's own continuation"
+    "White borders replaced by the scan's own continuation"
     return _without_border(grey)[0]
 
 # %% ../nbs/05_prepare.ipynb #2d41de16
@@ -143,6 +144,7 @@ class Retina:
                   'too ragged': self.spread > .06, 'too near the frame': not .1 <= self.rows(_cols).mean() <= .95}
         return next((k for k,v in doubts.items() if v), '')
 
+# %% ../nbs/05_prepare.ipynb #938d7b43
 def find_retina(
     grey:np.ndarray, # (H, W) uint8, white borders filled
 )->Retina|None: # None where the picture is too small to look for one
@@ -239,7 +241,7 @@ def prepare(
 # %% ../nbs/05_prepare.ipynb #2fa0787e
 def _say_whole(fell, n):
     "One sentence, where some were"
-    if fell: say(f'{fell:,} of {n:,} scans are seen whole, as the retina was not found for sure in them.')
+    if fell: say(f'{fell:,} of {plural(n, "scan")} {"is" if fell == 1 else "are"} seen whole, as the retina was not found for sure in them.')
 
 def prepare_many(
     images, # sequence of what `prepare` takes

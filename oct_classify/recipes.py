@@ -1,4 +1,4 @@
-"""Two presets: a good classifier in minutes on a CPU, and the best one that few scans can give
+"""Two sets of choices that are kept ready: a good classifier in minutes on a CPU, and the best one that few scans can give
 
 Docs: https://oct-classify.github.io/oct_classify/recipes.html.md"""
 
@@ -70,7 +70,7 @@ def train_by(
     view:str|None=None, # one of `prepare`'s views
     **kwargs, # of `train`
 )->Trained:
-    "Train by a preset; None means the preset's own; raises `OctError` for an unknown name"
+    "Train by a recipe; None means the recipe's own; raises `OctError` for an unknown name"
     if name not in RECIPES: raise OctError(f'There is no recipe {name!r}: choose one of {", ".join(RECIPES)}.')
     given = {k: v for k,v in dict(arch=arch, size=size, view=view).items() if v is not None}
     t = RECIPES[name](table, root, **given, **kwargs)

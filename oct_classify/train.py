@@ -8,10 +8,10 @@ Docs: https://oct-classify.github.io/oct_classify/train.html.md"""
 __all__ = ['AdamW', 'Recipe', 'precision_for', 'Precision', 'keep_memory', 'to_device_fast', 'class_weights', 'without_prior',
            'FixedStatistics', 'FrozenStages', 'oct_learner', 'features', 'fit_head', 'fit_logistic', 'History',
            'Averaged', 'Best', 'Grow', 'in_notebook', 'callbacks', 'fine_tune', 'estimate', 'minutes', 'announce',
-           'largest_batch', 'memory_advice', 'this_device', 'suggest_lr', 'loggers', 'Trained', 'train']
+           'largest_batch', 'memory_advice', 'this_device', 'loggers', 'Trained', 'train']
 
 # %% ../nbs/07_train.ipynb #59877a2d
-import contextlib, ctypes, gc, math, tempfile, time, traceback
+import contextlib, ctypes, gc, math, time, traceback
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ import pandas as pd
 import timm, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
-from fastai.callback.schedule import SuggestionMethod
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, ProgressCallback, accuracy, get_model,
     num_distrib, rank_distrib, to_device, vision_learner)
 from sklearn.linear_model import LogisticRegression
@@ -38,13 +37,13 @@ from .split import check_split
 # %% ../nbs/07_train.ipynb #2ebd472d
 @dataclass(frozen=True)
 class Recipe:
-    "How a network is trained: all options; a named choice of them is a preset, see `recipes`"
+    "How a network is trained: all options; `recipes` keeps two tried sets of them under a name; raises `OctError` for a value that can't be"
     epochs:int=4 # of all layers, after the head; 0: the head alone
     bs:int|None=None # scans per step, over all processes together; None: 16 on a CPU, 64 on a GPU
     lr:float=1e-3 # of the head at its peak
     body:float=1/3 # share of `lr` that the body gets
     augment:Augment|None=Augment() # of training batches; None: not at all
-    balance:str='loss' # 'loss': each class weighs the same in the loss; 'prior': unweighted, and the prior is taken out of the trained network; 'none'
+    balance:str='loss' # 'loss': each class weighs the same in the loss; 'prior': unweighted, and the mix of the training scans is taken out of the trained network; 'none'
     smoothing:float=0. # label smoothing
     mix:str='none' # 'mixup', 'cutmix' or 'none'
     average:float=0. # epochs over which weights are averaged exponentially; 0: not at all
@@ -130,15 +129,17 @@ def class_weights(
     n = np.bincount(y, minlength=n_classes)
     return torch.tensor(np.where(n, len(y)/(np.count_nonzero(n)*np.maximum(n, 1)), 0), dtype=torch.float)
 
+# %% ../nbs/07_train.ipynb #6ecd7973
 def without_prior(
     net:nn.Sequential, # trained on an unweighted loss
     y, # class indices of the training scans
 ):
-    "Take the training prior out of the last layer's bias: logit adjustment (Menon et al., ICLR 2021)"
+    "Take the mix of the training scans out of the last layer's bias: logit adjustment (Menon et al., ICLR 2021)"
     last = net.head[-1]
     n = np.bincount(y, minlength=last.out_features)
     with torch.no_grad(): last.bias -= torch.from_numpy(np.log(np.maximum(n, 1)/len(y))).to(last.bias)
 
+# %% ../nbs/07_train.ipynb #6ecd7976
 class FixedStatistics(Callback):
     "Batch-norm statistics of the body stay ImageNet's, and those of a head that only standardises stay as they were fitted"
     order = 12 # after fastai has wrapped the model for several processes
@@ -163,6 +164,7 @@ class FrozenStages(Callback):
         "Remove the cut"
         self.hook.remove()
 
+# %% ../nbs/07_train.ipynb #6ecd7978
 AdamW = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True)
 
 def oct_learner(
@@ -209,6 +211,7 @@ def features(
                 if not _is_full(e) or bs == 1: raise
             bs //= 2 # less at a time, where memory does not suffice
 
+# %% ../nbs/07_train.ipynb #5d668ca2
 def fit_head(
     learn:Learner, # from `oct_learner`
     net:nn.Sequential, # its network
@@ -288,6 +291,7 @@ class History(Callback):
         self.add(epoch=self.epoch+1, train_loss=float(loss), valid_loss=float(valid), valid_accuracy=float(acc), seconds=round(time.time()-self.begun, 1))
         if not hasattr(self.learn, 'progress'): say(f'Epoch {self.epoch+1}/{self.n_epoch}: loss {loss:.3f}, validation loss {valid:.3f}, validation accuracy {acc:.1%} ({time.time()-self.begun:.0f} s)')
 
+# %% ../nbs/07_train.ipynb #0a8045d2
 class Averaged(Callback):
     "Validate and end with the exponential average of the weights over the last `epochs` epochs or so"
     order = 55
@@ -324,6 +328,7 @@ class Averaged(Callback):
         self.raw = {k: v.clone() for k,v in self._now().items()}
         self._put(self.mean)
 
+# %% ../nbs/07_train.ipynb #0a8045d4
 class Best(Callback):
     "End with the weights of the epoch with the lowest validation loss"
     order = 58
@@ -368,11 +373,17 @@ def callbacks(
     dls:DataLoaders, # of `packed_loaders`
     random_start:bool=False, # the body's weights are random
 )->list: # in no particular order
-    "What the recipe asks of fastai"
-    fixed = not random_start if recipe.fixed_bn is None else recipe.fixed_bn
+    "What the recipe asks of fastai; raises `OctError` where the network has not so many stages to freeze"
+    cbs = dict(none=[], mixup=[MixUp()], cutmix=[CutMix()])[recipe.mix]
     half = precision_for(net, dls.device, recipe.precision)
-    return ([FixedStatistics()]*fixed + ([FrozenStages(net.body.model, recipe.frozen)] if recipe.frozen else []) + ([Precision(half)] if half != 'fp32' else []) + ([Averaged(recipe.average)] if recipe.average else []) + [Best()]*recipe.best
-        + ([Grow(recipe.small, dls.train_ds.packed.size)] if recipe.small else []) + dict(none=[], mixup=[MixUp()], cutmix=[CutMix()])[recipe.mix] + ([ProgressCallback()] if in_notebook() else []))
+    if recipe.fixed_bn or recipe.fixed_bn is None and not random_start: cbs.append(FixedStatistics())
+    if recipe.frozen: cbs.append(FrozenStages(net.body.model, recipe.frozen))
+    if half != 'fp32': cbs.append(Precision(half))
+    if recipe.average: cbs.append(Averaged(recipe.average))
+    if recipe.best: cbs.append(Best())
+    if recipe.small: cbs.append(Grow(recipe.small, dls.train_ds.packed.size))
+    if in_notebook(): cbs.append(ProgressCallback())
+    return cbs
 
 def fine_tune(
     learn:Learner, # of `oct_learner`
@@ -389,26 +400,31 @@ def fine_tune(
             if isinstance(cb, Precision): cb.leave()
 
 # %% ../nbs/07_train.ipynb #f7272697
-def _per_scan(net, size, bs=4, half='fp32'):
-    "Seconds per scan for a forward pass and for a training step, timed on two batches"
+def _fastest(work, n=3, most=2.):
+    "Seconds of the fastest of `n` runs, or of fewer where they take `most` seconds, after one for warming up"
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    def timed():
+        t = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter()-t
+    timed()
+    took = [timed()]
+    while len(took) < n and sum(took) < most: took.append(timed())
+    return min(took)
+
+def _per_scan(net, size, half='fp32', bs=4):
+    "Seconds per scan for a forward pass and for a training step, of small batches"
     dev = next(net.parameters()).device
     x = torch.zeros(bs, *size, dtype=torch.uint8, device=dev)
-    def timed(step):
-        wait = torch.cuda.synchronize if dev.type == 'cuda' else lambda: None
-        step() # the first run also warms up
-        wait()
-        t = time.perf_counter()
-        step()
-        wait()
-        return (time.perf_counter()-t)/bs
     def step():
         with _half(dev, half): z = net(x)
         z.float().sum().backward()
     net.eval()
-    with torch.no_grad(): fwd = timed(lambda: net(x))
-    took = timed(step)
+    with torch.no_grad(): fwd = _fastest(lambda: net(x))
+    took = _fastest(step)
     net.zero_grad(set_to_none=True)
-    return fwd, took
+    return fwd/bs, took/bs
 
 def estimate(
     net:nn.Sequential, # on its device
@@ -418,7 +434,7 @@ def estimate(
     epochs:int, # of all layers
     precision:str='fp32', # of the training steps
 )->float: # seconds
-    "How long training and evaluation will take on this machine, from two timed batches"
+    "How long training and evaluation will take on this machine, from a few timed batches"
     fwd,step = _per_scan(net, size, half=precision)
     return 2*fwd*(n_train+n_other) + epochs*(n_train*step + n_other*fwd)
 
@@ -428,6 +444,7 @@ def minutes(seconds:float)->str:
     if seconds < 90: return f'{seconds:.0f} seconds'
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
+# %% ../nbs/07_train.ipynb #f7272692
 def announce(
     net:nn.Module, # on its device
     arch:str, # its name
@@ -447,7 +464,7 @@ def _announce(net, arch, size, n_train, n_other, epochs, precision, limit):
     if s > limit:
         fast = estimate(to_device_fast(network(FALLBACK, size=size), next(net.parameters()).device), size, n_train, n_other, epochs) if arch != FALLBACK else s
         other = f'--arch {FALLBACK} (about {minutes(fast)})' if fast < s/1.5 else f'--freeze, the head alone (about {minutes(estimate(net, size, n_train, n_other, 0))})'
-        line += f' Faster: {other}. Going on.'
+        line += f' A run with {other} is faster. Going on.'
     say(line)
     return s
 
@@ -514,6 +531,7 @@ def _sharded(dl, rank, world):
             return super().to_detach(b, cpu, gather) if not self.dl.drop_last else self._to_detach(b, cpu, gather)
     return Sharded(dl, rank, world)
 
+# %% ../nbs/07_train.ipynb #c28a02b1
 def _processes(): return max(num_distrib(), 1)
 
 def this_device():
@@ -540,16 +558,6 @@ def _several(learn, frozen=False):
     learn.dls.loaders = [_sharded(dl, rank_distrib(), num_distrib()) for dl in learn.dls.loaders]
     if learn.dls.device.type == 'cuda': learn.model = timm.layers.convert_sync_batchnorm(learn.model) # torch's own would drop the activations that timm puts into batch norm
     return learn.distrib_ctx(sync_bn=False, mixed_precision='no', kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused or frozen)])
-
-# %% ../nbs/07_train.ipynb #bdc60e1e
-def suggest_lr(
-    learn:Learner, # from `oct_learner`
-    steps:int=100, # of the finder
-)->float: # to be given as `lr`
-    "The learning rate that fastai's finder suggests (valley); the network is left as it was, and the curve is in `learn.recorder`"
-    with tempfile.TemporaryDirectory() as d:
-        learn.path = Path(d)
-        with learn.no_bar(): return float(learn.lr_find(end_lr=1., num_it=steps, stop_div=False, show_plot=False, suggest_funcs=SuggestionMethod.Valley).valley)
 
 # %% ../nbs/07_train.ipynb #d0ea5f9a
 def _wandb(folder, info):
@@ -631,6 +639,9 @@ def train(
     info |= dict(seconds=round(time.time()-begun, 1), **_statistics(dls.train_ds))
     return Trained(net.cpu().eval(), info, history, (folder,)*bool(folder))
 
+# %% ../nbs/07_train.ipynb #ce42c6b2
+def _classes(table): return tuple(c for c in CLASSES if (table.label == c).any()) + tuple(sorted(set(table.label)-set(CLASSES)))
+
 def _sides(table, root, size, view, classes, recipe, seed, out, dev):
     "Packed pixels of both sides as `DataLoaders`"
     t,v = [table[table.split == s] for s in ('train', 'valid')]
@@ -641,7 +652,7 @@ def _sides(table, root, size, view, classes, recipe, seed, out, dev):
 def _described(recipe):
     "The recipe as it goes into config.json"
     o = asdict(recipe)
-    words = dict(loss='every class weighs the same in the loss', prior='unweighted loss; the training prior was taken out of the logits', none='none: classes weigh as often as they occur')
+    words = dict(loss='every class weighs the same in the loss', prior='unweighted loss; the mix of the training scans was taken out of the logits', none='none: classes weigh as often as they occur')
     return {k: o[k] for k in ('epochs', 'bs', 'lr')} | dict(balance=words[recipe.balance], recipe=o)
 
 def _request(packed, table, info):
@@ -649,6 +660,12 @@ def _request(packed, table, info):
     sides = table[table.split.isin(('train', 'valid'))].sort_values('path')
     return dict(pixels=packed.key, sides=request_hash(dict(zip(sides.sha256, sides.label+sides.split))), **info)
 
+def _statistics(scans):
+    "Of training pixels, for judging later whether a picture is of their kind"
+    px = scans.batch(np.linspace(0, len(scans)-1, min(len(scans), 2000)).astype(int))[0].numpy()
+    return dict(input_statistics=dict(mean=float(px.mean()), std=float(px.std()), percentiles_1_50_99=np.percentile(px, (1, 50, 99)).tolist()))
+
+# %% ../nbs/07_train.ipynb #ce42c6b3
 def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, info):
     "Head, then all layers; the history, where epoch 0 is the head alone"
     begun,history = time.time(),History(out and Path(out)/'history.csv')
@@ -663,10 +680,3 @@ def _teach(learn, net, recipe, random_start, out, folder, request, resume, log, 
         for cb in checkpoint: cb.asked = asked # without states there is nothing to end tidily
         fine_tune(learn, recipe, cbs)
     return pd.DataFrame(history.rows)
-
-def _classes(table): return tuple(c for c in CLASSES if (table.label == c).any()) + tuple(sorted(set(table.label)-set(CLASSES)))
-
-def _statistics(scans):
-    "Of training pixels, for judging later whether a picture is of their kind"
-    px = scans.batch(np.linspace(0, len(scans)-1, min(len(scans), 2000)).astype(int))[0].numpy()
-    return dict(input_statistics=dict(mean=float(px.mean()), std=float(px.std()), percentiles_1_50_99=np.percentile(px, (1, 50, 99)).tolist()))
