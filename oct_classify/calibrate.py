@@ -84,8 +84,9 @@ def _ece(df, what=None, resamples=2000, seed=0, bins=15):
     (score,hit),who = _claim(df, what),patients_of(df)
     gap = np.zeros((who.max()+1, bins))
     np.add.at(gap, (who, _bins(score, bins, 'width')), hit-score)
-    w,v = draw_patients(len(gap), resamples, seed),abs(gap.sum(0)).sum()/len(df)
-    low,high = _ece_limits(v, abs(w@gap).sum(1)/(w@np.bincount(who)), abs((w-1)@gap).sum(1)/len(df))
+    all_,drawn = gap.sum(0),resampled(np.column_stack([gap, np.bincount(who)]), resamples, seed)
+    v = abs(all_).sum()/len(df)
+    low,high = _ece_limits(v, abs(drawn[:,:-1]).sum(1)/drawn[:,-1], abs(drawn[:,:-1]-all_).sum(1)/len(df))
     return dict(value=float(v), low=float(low), high=float(high), n=len(df))
 
 def _expected(df, what=None, tests=400, seed=0, bins=15):
@@ -177,6 +178,7 @@ def shift_prior(
     q = np.clip(p, 1e-12, None)*_prior(to, n, 'new')/_learned(frm, n)
     return q/q.sum(1, keepdims=True)
 
+# %% ../nbs/08c_calibrate.ipynb #e0c2958a
 def _by_class(mix, k, what):
     "A mix given by name, in the order of the classes"
     if mix is None: return None

@@ -15,16 +15,16 @@ from scipy import stats
 
 from .core import *
 from .evaluate import *
-from .evaluate import _auc, _levels, _ratio, _tallies
+from .evaluate import _auc, _levels, _over_blocks, _ratio, _t, _tallies
 
 # %% ../nbs/08b_compare.ipynb #577c7010
 def _one_row_each(a, b):
     "Raise an `OctError` where the tables do not hold the same scans, once each"
     for t in (a, b):
         twice = t.path[t.path.duplicated()]
-        if len(twice): raise OctError(f'{len(twice)} rows repeat a scan of the same table, first {twice.iloc[0]}: keep one row per scan.')
+        if len(twice): raise OctError(f'{plural(len(twice), "row repeats", "rows repeat")} a scan of the same table, first {twice.iloc[0]}: keep one row per scan.')
     odd = sorted(set(a.path) ^ set(b.path))
-    if odd: raise OctError(f'The two tables hold different scans: {len(odd)} stand in one of them only, first {odd[0]}; leave in both the scans that both have.')
+    if odd: raise OctError(f'The two tables hold different scans: {plural(len(odd), "stands", "stand")} in one of them only, first {odd[0]}; leave in both the scans that both have.')
 
 def _grouped_alike(a, b):
     "Raise an `OctError` where two tables in the same order group their scans into different patients"
@@ -43,7 +43,7 @@ def aligned(
     if set(k) != set(classes_of(b)): raise OctError(f'The two tables have different classes, {", ".join(k)} and {", ".join(classes_of(b))}: give two models of the same classes.')
     _one_row_each(a, b)
     bad = a.label != b.label
-    if bad.any(): raise OctError(f'{bad.sum()} of {len(a)} scans have another label in the second table, first {a.path[bad].iloc[0]}: give both the same reference standard.')
+    if bad.any(): raise OctError(f'{bad.sum()} of {len(a)} scans have another label in the second table, first {a.path[bad].iloc[0]}: give both the same labels.')
     _grouped_alike(a, b)
     who = max((a, b), key=lambda t: t.patient.notna().sum()).patient
     b = b[[c for c in b if not c.startswith('p_')] + [f'p_{c}' for c in k]]
@@ -79,10 +79,10 @@ def _meter(t, who, most=None):
 
 def _once(t, who): return {m: float(v[0]) for m,v in _meter(t, who)(np.ones((1, who.max()+1), np.float32)).items()}
 
-def _draws(tables, who, resamples, seed, most=4096, cells=4_000_000):
-    "Every figure of every table on the same draws of patients, {figure: (tables, resamples)}, in blocks that fit memory"
-    w,step,meters = draw_patients(who.max()+1, resamples, seed),max(1, cells//min(most, len(who))),[_meter(t, who, most) for t in tables]
-    blocks = [[f(w[i:i+step]) for f in meters] for i in range(0, resamples, step)]
+def _draws(tables, who, resamples, seed, most=4096):
+    "Every figure of every table on the same draws of patients: {figure: (tables, resamples)}"
+    meters = [_meter(t, who, most) for t in tables]
+    blocks = _over_blocks(lambda w: [f(w.T) for f in meters], who.max()+1, resamples, seed)
     return {m: np.concatenate([[o[m] for o in b] for b in blocks], 1) for m in blocks[0][0]}
 
 # %% ../nbs/08b_compare.ipynb #468ed8bd
@@ -92,17 +92,12 @@ def _sizes(t, who):
     out = {m: (int(among.sum()), several(among), worst, 'share' if worst == 1 else 'mean') for m,(_,among,worst) in per_scan(t).items()}
     return out | {m: (len(t), min(several(side) for y,_ in claims for side in (y, ~y)), 1., 'area') for m,claims in _claims(t).items()}
 
-def _student(n, draws, kind):
-    "97.5 % point of Student's t for `n` patients, fewer where heavy tails say that few of them decide"
-    heavy = 0 if kind == 'share' else max(0, stats.kurtosis(draws))/2
-    return stats.t.ppf(.975, max(1, 1/(1/max(n-1, 1)+heavy)))
-
 def _difference(value, draws, n, patients, worst, kind='share')->dict:
     "A difference with 95 % limits by the spread of its draws; exact ones where no patient made a difference"
     if not np.isfinite(value): return dict(value=None, low=None, high=None, n=n)
     draws = draws[np.isfinite(draws)]
     if np.ptp(draws) < 1e-12: half = worst*stats.binomtest(0, patients).proportion_ci(.95, 'exact').high if patients else worst
-    else: half = _student(patients, draws, kind)*draws.std(ddof=1)*np.sqrt(patients/max(patients-1, 1))
+    else: half = _t(patients, None if kind == 'share' else draws, 1)*draws.std(ddof=1)*np.sqrt(patients/max(patients-1, 1))
     return dict(value=float(value), low=float(max(value-half, -worst)), high=float(min(value+half, worst)), n=n)
 
 def paired(
@@ -138,7 +133,8 @@ def plot_differences(
         ax.plot([low, high], [i, i], color=c, lw=2)
         ax.plot(v, i, 'o', color=c, mfc=c if low > 0 or high < 0 else 'white', ms=7)
         ax.annotate(f'{v:+.1f} ({low:+.1f} to {high:+.1f}), n = {n}', (1.02, i), xycoords=('axes fraction', 'data'), va='center', fontsize=8)
-    ax.set(yticks=range(len(rows)), yticklabels=[o[0] for o in rows], ylim=(-.6, len(rows)-.4), xlabel=f'percentage points, 95 % interval over patients\n← {names[0]} is better · {names[1]} is better →')
+    ax.set(yticks=range(len(rows)), yticklabels=[o[0] for o in rows], ylim=(-.6, len(rows)-.4),
+        xlabel=f'percentage points, 95 % interval over patients\n← {names[0]} is better · {names[1]} is better →')
     return fig
 
 # %% ../nbs/08b_compare.ipynb #8a3a4576
@@ -161,6 +157,7 @@ def _delong(y, first, second, who):
     u,v = [_components(y, s) for s in (first, second)]
     return u[y].mean(), v[y].mean(), np.sqrt(max(0., _clustered_variance(y, v-u, who)))
 
+# %% ../nbs/08b_compare.ipynb #d7f30b58
 def delong(
     a:pd.DataFrame, # prediction table
     b:pd.DataFrame, # another one of the same scans
@@ -193,8 +190,8 @@ def mcnemar(
     a,b = aligned(a, b)
     who,(x,y) = patients_of(a),[(t.predicted == t.label).to_numpy() for t in (a, b)]
     only_a,only_b,n = [np.bincount(who, o) for o in (x & ~y, ~x & y, np.ones(len(a)))]
-    w = draw_patients(len(n), resamples, seed)
-    value = _difference((only_b-only_a).sum()/n.sum(), (w @ (only_b-only_a))/(w @ n), len(a), len(n), 1.)
+    won,scans = resampled(np.stack([only_b-only_a, n], 1).astype(np.float32), resamples, seed).T
+    value = _difference((only_b-only_a).sum()/n.sum(), won/scans, len(a), len(n), 1.)
     i,j = int(only_a.sum()),int(only_b.sum())
     exact = n.max() == 1
     p = _durkalski(only_a, only_b, n) if not exact else float(stats.binomtest(i, i+j).pvalue) if i+j else 1.

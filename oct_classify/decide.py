@@ -35,6 +35,7 @@ def _cut(score, of, miss):
 
 def _needed(target): return ceil(log(.05)/log(target))
 
+# %% ../nbs/08d_decide.ipynb #e16ac9d4
 def operating_point(
     valid:pd.DataFrame, # prediction table of validation scans
     target:float=.99, # share to be reached
@@ -161,21 +162,22 @@ def plot_decision_curve(
     fig,a = Figure(figsize=(5.6, 3.4), layout='constrained'),table.attrs
     ax,t = fig.add_subplot(),100*table.threshold
     ax.fill_between(t, 100*table.low, 100*table.high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
-    for y,c,style,n in ((table.model, '#0072B2', '-', name), (table['all'], '#D55E00', '--', 'refer all'), (table.none, '#555555', ':', 'refer none')): ax.plot(t, 100*y, color=c, ls=style, label=n)
+    rules = (table.model, '#0072B2', '-', name), (table['all'], '#D55E00', '--', 'refer all'), (table.none, '#555555', ':', 'refer none')
+    for y,c,style,n in rules: ax.plot(t, 100*y, color=c, ls=style, label=n)
     top = 100*max(table.high.max(), table['all'].max(), .0001)
     ax.set(xlim=(0, t.max()), ylim=(-.12*top, 1.08*top), xlabel='probability at which one refers (%)', ylabel='net true positives per 100 scans')
-    if a: ax.set_title(f"{a['scans']:,} scans of {a['patients']:,} patients, prevalence of {a['what']} {a['prevalence']:.1%}", fontsize=9)
+    if a: ax.set_title(f"{plural(a['scans'], 'scan')} of {plural(a['patients'], 'patient')}, prevalence of {a['what']} {a['prevalence']:.1%}", fontsize=9)
     fig.legend(fontsize=8, frameon=False, loc='outside lower center', ncols=4)
     return fig
 
 # %% ../nbs/08d_decide.ipynb #2341db3f
 def _loss(df, cost):
-    "What each scan's answer costs, and the most it can"
-    if cost == 'error': return (df.label != df.predicted).to_numpy(float), 1.
-    if cost != 'weighted': raise OctError(f"There is no cost {cost!r}: choose 'error' or 'weighted'.")
-    k = classes_of(df)
-    if (c := error_cost(k)) is None: raise OctError(f"Kermany's weighted error is not defined for {', '.join(k)}: choose cost='error'.")
-    return c[df.label.map(k.index), df.predicted.map(k.index)], 4.
+    "What each scan's answer costs (N,), and the most it can"
+    if cost not in ('error', 'weighted'): raise OctError(f"There is no cost {cost!r}: choose 'error' or 'weighted'.")
+    adds = per_scan(df)
+    if cost == 'error': return 1.-adds['accuracy'][0], 1.
+    if 'weighted_error' not in adds: raise OctError(f"Kermany's weighted error is not defined for {', '.join(classes_of(df))}: choose cost='error'.")
+    return adds['weighted_error'][0], adds['weighted_error'][2]
 
 def _ranked(conf):
     "Order from the surest scan on, and where each distinct confidence begins in it"
@@ -209,6 +211,7 @@ def _p_value(k, m, risk, binary):
     h = np.where(a > 0, a*np.log(np.maximum(a, 1e-300)/risk), 0)+(1-a)*np.log((1-a)/(1-risk))
     return np.minimum(np.exp(-m*h), np.e*binom.cdf(np.ceil(k-1e-9), m, risk))
 
+# %% ../nbs/08d_decide.ipynb #1f6c8e2a
 def _fewest(risk, delta): return ceil(log(delta)/log(1-risk)-1e-9)
 
 def _starts(n, risk, delta):
@@ -255,8 +258,8 @@ def abstain_threshold(
 
 def _no_promise(n, risk, worst, confidence, what):
     need = _fewest(risk/worst, 1-confidence)
-    if n < need: return f'{n} validation patients are too few to promise at most {risk:.1%} {what} with {confidence:.0%} confidence: at least {need} are needed.'
-    return f'No threshold can promise at most {risk:.1%} {what} with {confidence:.0%} confidence: among the surest scans of {n} validation patients too many are wrong.'
+    if n < need: return f'{plural(n, "validation patient is", "validation patients are")} too few to promise at most {risk:.1%} {what} with {confidence:.0%} confidence: at least {need} are needed.'
+    return f'No threshold can promise at most {risk:.1%} {what} with {confidence:.0%} confidence: among the surest scans of {plural(n, "validation patient")} too many are wrong.'
 
 # %% ../nbs/08d_decide.ipynb #2da617ca
 def _band(df, loss, who, thresholds, resamples, seed):
@@ -265,6 +268,16 @@ def _band(df, loss, who, thresholds, resamples, seed):
     w = resampled(_per_patient(np.hstack([a*loss[:,None], a]), who), resamples, seed)
     return np.nanquantile(_ratio(w[:,:len(thresholds)], w[:,len(thresholds):]), (.025, .975), axis=0)
 
+def _mark(ax, t, point):
+    "Where a fixed threshold lies on the curve"
+    at = t[t.threshold >= point['threshold']]
+    if not len(at): return
+    x,y = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1]
+    wrong = ' wrong' if point.get('cost', 'error') == 'error' else ''
+    ax.plot(x, y, 'o', color='#D55E00', ms=7, zorder=5, label=f"confidence ≥ {point['threshold']:.2f}: {x:.0f} % answered, {y:.1f} %{wrong}")
+    if point.get('target'): ax.axhline(100*point['target'], color='#D55E00', lw=.8, label=f"promised: at most {100*point['target']:.3g} %")
+
+# %% ../nbs/08d_decide.ipynb #a805f3bd
 def plot_risk_coverage(
     df:pd.DataFrame, # prediction table
     point:dict|None=None, # of `abstain_threshold`, fixed on other scans; marked where it lies on this table
@@ -286,17 +299,9 @@ def plot_risk_coverage(
     if point and point['threshold'] is not None: _mark(ax, t, point)
     top = max(110*loss.mean(), 100*high[show.coverage > .2].max(), 1)
     ax.set(xlim=(0, 102), ylim=(0, top), xlabel='coverage: scans answered (%)', ylabel='error of the answers (%)' if cost == 'error' else 'weighted error of the answers (%)')
-    ax.set_title(f'{len(df):,} scans of {who.max()+1:,} patients', fontsize=9)
+    ax.set_title(f'{plural(len(df), "scan")} of {plural(who.max()+1, "patient")}', fontsize=9)
     ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(0, max(.6, 100*loss.mean()/top)))
     return fig
-
-def _mark(ax, t, point):
-    "Where a fixed threshold lies on the curve"
-    at = t[t.threshold >= point['threshold']]
-    if not len(at): return
-    x,y = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1]
-    ax.plot(x, y, 'o', color='#D55E00', ms=7, zorder=5, label=f"confidence ≥ {point['threshold']:.2f}: {x:.0f} % answered, {y:.1f} %{' wrong' if point.get('cost', 'error') == 'error' else ''}")
-    if point.get('target'): ax.axhline(100*point['target'], color='#D55E00', lw=.8, label=f"promised: at most {100*point['target']:.3g} %")
 
 # %% ../nbs/08d_decide.ipynb #b2ec0b5b
 def _set_scores(p, method):
@@ -321,7 +326,7 @@ def set_threshold(
     seed:int=0, # of the draw of one scan per patient
 )->dict: # q: {class: threshold} (None: see `why`), method, alpha, by_class, n patients, why
     "The threshold of conformal prediction sets; raises `OctError` on an alpha that can't be"
-    if not 0 < alpha < 1: raise OctError('alpha is how often the truth may be missing: a share between 0 and 1.')
+    if not 0 < alpha < 1: raise OctError(f'An alpha of {alpha} makes no sets: give the share of sets that may miss the truth, a share between 0 and 1.')
     df = check_predictions(valid)
     df,k = df.iloc[one_each(patients_of(df), seed)],classes_of(df)
     y = df.label.map(k.index).to_numpy()
@@ -330,9 +335,15 @@ def set_threshold(
     if method == 'aps': s = s-np.random.RandomState(seed).uniform(size=len(s))*p[row,y]
     q = {c: _quantile(s[y == i] if by_class else s, alpha) for i,c in enumerate(k)}
     few = [c for c,o in q.items() if o is None]
-    why = f"{'In ' + ', '.join(few) if by_class else 'There'} {'' if by_class else 'are '}fewer than {ceil((1-alpha)/alpha-1e-9)} validation patients{' are there' if by_class else ''}: too few for sets that contain the truth in {1-alpha:.0%}." if few else ''
-    return dict(q=None if few else q, method=method, alpha=alpha, by_class=by_class, n=len(df), why=why)
+    return dict(q=None if few else q, method=method, alpha=alpha, by_class=by_class, n=len(df), why=_no_sets(few if by_class else [], alpha) if few else '')
 
+def _no_sets(classes, alpha):
+    "Why there is no threshold for sets"
+    need = ceil((1-alpha)/alpha-1e-9)
+    of,each = (' of '+', '.join(classes), ' of each class') if classes else ('', '')
+    return f'There are fewer than {need} validation patients{of}: sets that contain the truth in {1-alpha:.0%} need {need} or more{each}.'
+
+# %% ../nbs/08d_decide.ipynb #f09a42c7
 def prediction_sets(
     df:pd.DataFrame, # prediction table
     q:dict, # of `set_threshold`
@@ -357,4 +368,5 @@ def coverage(
     k,who,size = classes_of(df),patients_of(df),sets.sum(1)
     if sets.shape != (len(df), len(k)): raise OctError(f'{sets.shape[0]} sets of {sets.shape[1]} classes do not fit {len(df)} scans of {len(k)}: make them from this table.')
     hit,kw = sets[np.arange(len(df)), df.label.map(k.index)],dict(who=who, resamples=resamples, seed=seed)
-    return dict(coverage=share(hit, **kw)) | {f'coverage_{c}': share(hit, (df.label == c).to_numpy(), **kw) for c in k} | dict(size=share(size, worst=len(k), **kw), single=share(size == 1, **kw), empty=share(size == 0, **kw))
+    by_class = {f'coverage_{c}': share(hit, (df.label == c).to_numpy(), **kw) for c in k}
+    return dict(coverage=share(hit, **kw), **by_class, size=share(size, worst=len(k), **kw), single=share(size == 1, **kw), empty=share(size == 0, **kw))

@@ -20,6 +20,7 @@ from scipy.stats import t as student
 
 from .core import *
 from .evaluate import *
+from .evaluate import _ratio
 from .prepare import _trimmed, _without_border, find_retina
 from .split import picture
 
@@ -40,7 +41,7 @@ def scan_traits(
     data, # folder that its paths start from
     workers:int|None=None, # threads; None: one per core
 )->pd.DataFrame: # the table with width and height (pixels), border (share of pixels), found, doubt, contrast (0-1), spread, bow, tilt (shares of the height), scans (of the patient), unread (why)
-    "Traits of every scan in a prediction table, measured without its label"
+    "Traits of every scan in a prediction table, measured without its label; a file that can't be read says why in `unread`"
     df = check_predictions(df)
     files = df.path.drop_duplicates()
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex: got = list(progress(ex.map(_traits, [Path(data)/o for o in files]), len(files), 'Measuring scans'))
@@ -108,6 +109,7 @@ def _wald(over, n, mix):
     off = over@mix
     return np.einsum('bi,bij,bj->b', off, np.linalg.pinv(v, 1e-9, hermitian=True), off)
 
+# %% ../nbs/08e_strata.ipynb #c2e9a7f4
 def holm(p)->np.ndarray:
     "P values adjusted for all of them (Holm 1979); nan stays"
     p = np.array([np.nan if o is None else o for o in p], float)
@@ -122,7 +124,8 @@ def _row(variable, level, name, m, who, at, resamples, seed):
     hit,among,worst = m
     at = at & among
     n = len(np.unique(who[at]))
-    return dict(variable=variable, level=level, figure=name, **share(hit[at], who=np.unique(who[at], return_inverse=True)[1], resamples=resamples, seed=seed, worst=worst), patients=n, few=n < FEW)
+    told = share(hit[at], who=np.unique(who[at], return_inverse=True)[1], resamples=resamples, seed=seed, worst=worst)
+    return dict(variable=variable, level=level, figure=name, **told, patients=n, few=n < FEW)
 
 def by_stratum(
     df:pd.DataFrame, # prediction table with further columns, e.g. of `scan_traits`
@@ -148,17 +151,17 @@ def by_stratum(
     return out.assign(p=[ps.get(k) for k in key], p_holm=[adjusted.get(k) for k in key]).astype(dict(value=float, low=float, high=float, p=float, p_holm=float))
 
 # %% ../nbs/08e_strata.ipynb #fcc55ac9
-def _level(o, name):
-    return 'undefined' if not np.isfinite(o.value) else as_text(o, name)
-
 def strata_table(table:pd.DataFrame)->pd.DataFrame:
     "The table of `by_stratum` for people: one row per stratum, few patients marked with *"
     rows = []
     for (v,level),g in table.groupby(['variable', 'level'], sort=False):
         a = g[g.figure == 'accuracy'].iloc[0]
-        rows.append(dict(variable=v, level=level, scans=a.n, patients=f"{a.patients}{'*' if a.few else ''}") | {title(o.figure): _level(o, o.figure) for _,o in g.iterrows()} | {'p, Holm': '' if np.isnan(a.p_holm) else f'{a.p_holm:.3f}'})
+        told = {title(o.figure): as_text(o if np.isfinite(o.value) else dict(value=None), o.figure) for _,o in g.iterrows()}
+        p = '' if np.isnan(a.p_holm) else f'{a.p_holm:.3f}'
+        rows.append(dict(variable=v, level=level, scans=a.n, patients=f"{a.patients}{'*' if a.few else ''}") | told | {'p, Holm': p})
     return pd.DataFrame(rows)
 
+# %% ../nbs/08e_strata.ipynb #85ce92b0
 def plot_strata(
     table:pd.DataFrame, # of `by_stratum`
     figure:str='accuracy', # or 'weighted_error', 'urgent_sensitivity'
@@ -170,7 +173,8 @@ def plot_strata(
     fig = Figure(figsize=(7, .21*(-y[-1])+.9), layout='constrained')
     ax = fig.add_subplot()
     for i,o in t.iterrows():
-        if np.isfinite(o.value): ax.errorbar(100*o.value, y[i], xerr=[[100*max(0, o.value-o.low)], [100*max(0, o.high-o.value)]], fmt='o', ms=5, lw=1.3, color='#0072B2' if i else 'black', mfc='white' if o.few else None)
+        reach = [[100*max(0, o.value-o.low)], [100*max(0, o.high-o.value)]]
+        if np.isfinite(o.value): ax.errorbar(100*o.value, y[i], xerr=reach, fmt='o', ms=5, lw=1.3, color='#0072B2' if i else 'black', mfc='white' if o.few else None)
         ax.text(1.02, y[i], f'{o.n:,} / {o.patients:,}', transform=ax.get_yaxis_transform(), va='center', fontsize=8)
     ax.axvline(100*t.value[0], color='#555555', lw=.8, ls=':')
     _headings(ax, t, y)
@@ -204,29 +208,32 @@ def leaked_scans(
     split:pd.DataFrame, # split table: path, split, patient, and sha256 or duplicate_of
 )->np.ndarray: # (N,) bool
     "Which test scans share a patient or a picture with training; raises `OctError` where the split does not hold them"
-    s = split.assign(picture=picture(split.fillna({c: '' for c in ('duplicate_of', 'sha256') if c in split})) if {'duplicate_of', 'sha256'} & set(split) else '', patient=split.patient.astype('string'))
+    known = [c for c in ('duplicate_of', 'sha256') if c in split]
+    s = split.assign(picture=picture(split.fillna(dict.fromkeys(known, ''))) if known else '', patient=split.patient.astype('string'))
     train = s[s.split == 'train']
     at = s.drop_duplicates('path').set_index('path').reindex(test.path)
-    if at.split.isna().any(): raise OctError(f'{int(at.split.isna().sum())} of {len(test)} scans are not in the split table, first {at.index[at.split.isna()][0]}: give the split that this model was trained on.')
+    gone = at.index[at.split.isna()]
+    if len(gone): raise OctError(f'{len(gone)} of {len(test)} scans are not in the split table, first {gone[0]}: give the split that this model was trained on.')
     if not len(train): raise OctError('The split table has no training scan: give the split that this model was trained on.')
     return (at.patient.isin(train.patient.dropna()) | at.picture.isin(train.picture[train.picture != ''])).to_numpy()
 
+# %% ../nbs/08e_strata.ipynb #9ab3f1d4
 def leak_gap(
     test:pd.DataFrame, # prediction table of the test scans
-    leaked, # (N,) bool mask, or the split table
+    leaked, # the split table, or (N,) bool: which scans training had met
     figure:str='accuracy', # or 'weighted_error', 'urgent_sensitivity'
     resamples:int=2000, # of patients
     seed:int=0, # of the resampling
 )->dict: # figures all, clean, leaked, gap (all minus clean), lead (leaked minus clean)
-    "What scans that training knew add to a figure; raises `OctError` on a mask that does not fit"
+    "What scans that training had met add to a figure; raises `OctError` on a mask that does not fit, or a figure that this table has not"
     df = check_predictions(test)
     leaked = leaked_scans(df, leaked) if isinstance(leaked, pd.DataFrame) else np.asarray(leaked)
-    if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError(f'The mask of leaked scans does not fit: give True or False for each of {len(df)} scans.')
+    if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError(f'The mask of touched scans does not fit: give True or False for each of {len(df)} scans.')
     if figure not in (ms := _measures(df)): raise OctError(f'There is no figure {figure!r} for this table: choose one of {", ".join(ms)}.')
     (hit,among,worst),who = ms[figure],patients_of(df)
     sides = dict(all=among, clean=among & ~leaked, leaked=among & leaked)
     out = {k: share(hit, o, who, resamples, seed, worst) for k,o in sides.items()}
-    draws,k = _draws(hit, sides, who, resamples, seed),min(len(np.unique(who[o])) for o in list(sides.values())[1:])
+    draws,k = _draws(hit, sides, who, resamples, seed),min(len(np.unique(who[sides[o]])) for o in ('clean', 'leaked'))
     if not (among & leaked).any(): return out | dict(gap=dict(value=0., low=0., high=0., n=out['all']['n']), lead=out['leaked'])
     return out | dict(gap=_less('all', 'clean', out, draws, k, worst), lead=_less('leaked', 'clean', out, draws, k, worst))
 
@@ -234,7 +241,7 @@ def _draws(hit, sides, who, resamples, seed):
     "Means of each side over patients drawn anew, the same draws for all"
     sums = np.stack([np.bincount(who, o) for m in sides.values() for o in (hit*m, m)], 1).astype(np.float32)
     w = resampled(sums, resamples, seed)
-    return {k: np.divide(w[:,2*i], w[:,2*i+1], out=np.full(len(w), np.nan), where=w[:,2*i+1] > 0) for i,k in enumerate(sides)}
+    return {k: _ratio(w[:,2*i], w[:,2*i+1]) for i,k in enumerate(sides)}
 
 def _less(a, b, figs, draws, k, worst):
     "Figure `a` minus figure `b`, with Student's limits from the spread over draws; where these show none, from the limits of both"

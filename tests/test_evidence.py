@@ -89,7 +89,7 @@ def test_rows_without_an_answer(cli, tmp_path):
     t.loc[0, 'abstain'], t.loc[0, [c for c in t if c.startswith('p_')]] = True, np.nan
     t.to_csv(tmp_path/'p.csv', index=False)
     code, _, err = cli('evaluate', '--predictions', tmp_path/'p.csv', '--out', tmp_path/'o', '--resamples', 200)
-    says = f'1 of {len(t)} rows hold no answer and were left out.'
+    says = f'1 of {len(t)} rows holds no answer and was left out.'
     assert code == 0 and says in err and 'Traceback' not in err
     assert told(tmp_path/'o')['notes'] == [says] and says in (tmp_path/'o/report.html').read_text(encoding='utf-8')
 
