@@ -60,7 +60,7 @@ def _told(t):
     "What a person should know of the answers"
     silent = t.filter(like='p_').isna().all(axis=1)
     n,torn = int(silent.sum()),int((t.abstain & ~silent).sum())
-    got = [f"{n:,} can't be read or look like no scan of the kind that the model knows"]*(n > 0) + [f'{torn:,} leave it torn between classes']*(torn > 0)
+    got = [f"{n:,} can't be read or {'looks' if n == 1 else 'look'} like no scan of the kind that the model knows"]*(n > 0) + [plural(torn, 'leaves it', 'leave it')+' torn between classes']*(torn > 0)
     return f"No answer to {n+torn:,} of {len(t):,}: {' and '.join(got)}; the column why says which." if got else ''
 
 def predict_files(
@@ -84,6 +84,6 @@ def predict_files(
     write_table(t, out)
     if volumes: write_table(by_volume(t), volumes)
     if out: _clear(out)
-    if len(t) and t.filter(like='p_').isna().all(axis=None): raise OctError(f'Not one of the {len(t):,} files could be answered: name other files, or see the column why; the first, {t.path[0]}: {t.why[0]}')
+    if len(t) and t.filter(like='p_').isna().all(axis=None): raise OctError(f'Not one of the {plural(len(t), "file")} could be answered: name other files, or see the column why; the first, {t.path[0]}: {t.why[0]}')
     if said := _told(t): say(said)
     return t

@@ -45,6 +45,7 @@ def write_config(
     text = json.dumps(config | dict(sums=sums), indent=1)
     with atomic_write(Path(folder)/'config.json') as f: f.write(text+'\n')
 
+# %% ../nbs/10b_bundle.ipynb #10b00002
 def _network_files(folder, net, size, onnx):
     from safetensors.torch import save
     (folder/'model.safetensors').write_bytes(save({k: v.contiguous() for k,v in net.state_dict().items()}))
@@ -94,12 +95,16 @@ def _in_range(c):
         and 2 <= len(c['classes']) <= 1000 and all(isinstance(k, str) and 0 < len(k) <= 100 for k in c['classes']) and len(set(c['classes'])) == len(c['classes'])
         and all(map(_share, c['thresholds'].values())) and isinstance(c.get('sums', {}), dict))
 
+def _inside(folder):
+    "What may have been meant by a folder that is no bundle"
+    return Path(folder)/'bundle' if (Path(folder)/'bundle/config.json').is_file() else 'the folder bundle that oct-classify wrote'
+
 def load_config(
     bundle, # folder
 )->dict:
     "The checked `config.json` of a bundle; raises `OctError` with what is wrong"
     p = Path(bundle)/'config.json'
-    if not p.is_file(): raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name the folder that oct-classify wrote.')
+    if not p.is_file(): raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name {_inside(bundle)}.')
     try:
         c = json.loads(p.read_text(encoding='utf-8')) if p.stat().st_size < 2**24 else None
         bad = [k for k,t in _types.items() if not isinstance(c.get(k), t)]
@@ -110,6 +115,9 @@ def load_config(
     as_size(c['size'])
     return c
 
+# %% ../nbs/10b_bundle.ipynb #10b00004
+def _remedy(bundle, name): return f'write it with oct-classify export {bundle}' if name.startswith('model.onnx') else 'get the bundle again'
+
 def intact(
     bundle, # folder
     config:dict, # of `load_config`
@@ -118,7 +126,7 @@ def intact(
     "Raise `OctError` where one of these files is missing, or is not the one that was saved"
     for name in names:
         p = Path(bundle)/name
-        if not p.is_file(): raise OctError(f'{bundle} holds no {name}: get the bundle again.')
+        if not p.is_file(): raise OctError(f'{bundle} holds no {name}: {_remedy(bundle, name)}.')
         if config.get('sums') and config['sums'].get(name) != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
 
 # %% ../nbs/10b_bundle.ipynb #4e78f7af
@@ -151,6 +159,7 @@ def load_net(
     except Exception: raise wrong from None
     return net
 
+# %% ../nbs/10b_bundle.ipynb #10b00003
 def load_arrays(
     bundle, # folder
     config:dict, # of `load_config`
@@ -212,16 +221,16 @@ def model_card(
 )->str: # markdown
     "A short model card (Mitchell et al., FAT* 2019)"
     table = '\n'.join(f'| {a} | {b} | {n} |' for a,b,n in rows)
-    preset = f"recipe {config['preset']}; " if config.get('preset') else ''
+    recipe = f"recipe {config['preset']}; " if config.get('preset') else ''
     return f"""# Model card
 
 **{RESEARCH_USE}**
 
 - **Task**: one retinal OCT B-scan to one of {', '.join(config['classes'])}.
 - **Network**: {config['arch'].replace('+', ' + ')}, {config['size'][0]}x{config['size'][1]} grey pixels, view {config['view']}, weights started from: {config.get('weights', 'unknown')}.
-- **Training**: {preset}{course(config)}; seed {config.get('seed', '?')}.
+- **Training**: {recipe}{course(config)}; seed {config.get('seed', '?')}.
 - **Data**: {data}
-- **Class balance**: {config.get('balance', 'not stated')}. Probabilities assume that classes are equally frequent; where they are not, correct for the prior.
+- **Class balance**: {config.get('balance', 'not stated')}. Probabilities assume that classes are equally frequent; where they are not, correct them for the mix of yours.
 - **Calibration**: temperature {config.get('temperature', 1.):.2f}, fitted on validation scans.
 - **Abstains**: where no class reaches {config.get('thresholds', DEFAULTS['thresholds']).get('confidence', 0):.0%}, from files that can't be read, and, with inputs.safetensors beside it, from pictures unlike its training scans, among them about one in eighty of scans that are like those.
 - **Limits**: other devices, other populations, other diseases and poor scans were not tested unless listed here. A scan of a fifth disease is still called one of the classes above.

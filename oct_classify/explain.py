@@ -8,26 +8,28 @@ Docs: https://oct-classify.github.io/oct_classify/explain.html.md"""
 __all__ = ['METHODS', 'BEST', 'ADDITIVE', 'LEAST', 'contrast', 'evidence', 'cam', 'blurred', 'grad_cam', 'layer_cam',
            'integrated_gradients', 'occlusion', 'as_model', 'strength', 'blank', 'heat_map', 'near', 'hits',
            'pointing_game', 'energy_in_mask', 'removal_curve', 'area', 'randomised', 'agreement', 'explain',
-           'write_explanations', 'explain_files']
+           'explain_files']
 
 # %% ../nbs/09b_explain.ipynb #08d01a72
-import copy
+import copy, io, re, time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
+from captum.attr import IntegratedGradients, LayerGradCam, LayerGradientXActivation, Occlusion
 from matplotlib.figure import Figure
 from scipy import ndimage
 from scipy.stats import spearmanr
 from torch import nn
 
+from .bundle import RESEARCH_USE
 from .core import *
 from .evaluate import share
+from .inputs import scans_of
 from .network import Ensemble, Stages
 from .page import colour, write_page
-from .predict import OctModel, _label
+from .predict import OctModel, as_scans
 from .prepare import placed
 
 # %% ../nbs/09b_explain.ipynb #139c410a
@@ -55,6 +57,7 @@ def _readings(net, x):
     if isinstance(net.body, Stages): return [(m, ('mean', 'max')) for m in net.body.maps(px)]
     return [(m, ('mean',)) for m in [net.body(px)] if m.shape[2]*m.shape[3] > 1]
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c12
 def _spread(m, size):
     "Maps (N, h, w) at `size`, sums kept"
     return F.interpolate(m[:,None], size, mode='bilinear')[:,0]*(m.shape[1]*m.shape[2]/size[0]/size[1])
@@ -66,6 +69,7 @@ def _shares(m, w, mean, kind):
     top = m == m.amax((2, 3), keepdim=True)
     return (w*m*top/top.sum((2, 3), keepdim=True)).sum(1)
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c14
 def _evidence(net, x, d, kinds):
     maps = _readings(net, x)
     if not maps: raise _NoMap("The head of this network does not read maps, so its logits can't be split over positions: choose the method occlusion.")
@@ -111,6 +115,7 @@ def blurred(
     "Scans without detail; the reference that stands for 'nothing to see here'"
     return torch.from_numpy(ndimage.gaussian_filter(x.cpu().numpy(), (0, share*x.shape[1], share*x.shape[1]), mode='nearest')).to(x)
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c22
 def _map_layers(net, x):
     "Modules whose output is a map, in the order they are run, with its height"
     found,hooks = [],[]
@@ -132,19 +137,20 @@ def grad_cam(
     def one(n): return LayerGradCam(_Score(n), _map_layers(n, x)[-1][0]).attribute(x.clone().requires_grad_(), additional_forward_args=d).detach()[:,0]
     return torch.stack([_spread(one(n), x.shape[1:]) for n in _members(net)]).mean(0)
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c24
 def layer_cam(
     net:nn.Module, # from `network`
     x:torch.Tensor, # (N, H, W) float, greys 0-255
     d:torch.Tensor, # (N, K), from `contrast`
 )->torch.Tensor: # (N, H, W) float
     "Positive gradient times activation at the last map of an eighth of the height (Jiang et al., TIP 2021); raises `OctError` where the network makes no maps"
-    from captum.attr import LayerGradientXActivation
     def one(n):
         maps = _map_layers(n, x)
         layer = [m for m,h in maps if h >= x.shape[1]/8][-1]
         return LayerGradientXActivation(_Score(n), layer).attribute(x.clone().requires_grad_(), additional_forward_args=d).detach().clamp(min=0).sum(1)
     return torch.stack([_spread(one(n), x.shape[1:]) for n in _members(net)]).mean(0)
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c26
 def integrated_gradients(
     net:nn.Module, # from `network`
     x:torch.Tensor, # (N, H, W) float, greys 0-255
@@ -165,6 +171,7 @@ def occlusion(
     k = max(2, round(box*x.shape[1]))
     return Occlusion(_Score(net)).attribute(x, (k, k), (k//2, k//2), baselines=blurred(x), additional_forward_args=d, perturbations_per_eval=8).to(x)
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c27
 METHODS = dict(evidence=evidence, cam=cam, grad_cam=grad_cam, layer_cam=layer_cam, integrated_gradients=integrated_gradients, occlusion=occlusion)
 BEST = 'evidence'
 ADDITIVE = ('evidence', 'cam', 'integrated_gradients') # maps that sum to log-odds
@@ -189,12 +196,14 @@ def _named(net):
     (pixels,body),(pool,head) = net[0],net[1]
     return nn.Sequential(OrderedDict(pixels=pixels, body=body, pool=pool, head=head))
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c31
 def _target(model, target, logits):
     if target is None: return logits.argmax(1)
     if isinstance(target, (str, int, np.integer)): target = [target]*len(logits)
     try: return np.array([model.classes.index(t) if isinstance(t, str) else range(len(model.classes))[t] for t in target])
     except (ValueError, IndexError): raise _NoMap(f'The model knows the classes {", ".join(model.classes)}: choose a target among them.') from None
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c33
 def _shifted(x, dy, dx, m):
     "The picture moved by (dy, dx), its edge repeated"
     return F.pad(x[:,None], (m,)*4, mode='replicate')[:,0,m-dy:m-dy+x.shape[1],m-dx:m-dx+x.shape[2]]
@@ -343,6 +352,7 @@ def _bar(ax, shape, um):
     ax.text(.04*w+n/2, .92*h, '500 µm', color='white', ha='center', va='bottom', fontsize=7, bbox=dict(facecolor='black', lw=0, pad=1))
 
 def _draw_scan(fig, axs, image, heat, title, k, what, um):
+    "A scan beside itself with the map over it; `k` is the colour of the title"
     grey = read_grey(image)
     axs[0].imshow(grey, cmap='gray', vmin=0, vmax=255)
     axs[0].set_title(title, fontsize=8.5, color=k, loc='left', parse_math=False)
@@ -350,14 +360,16 @@ def _draw_scan(fig, axs, image, heat, title, k, what, um):
     bar.set_label(what, fontsize=7.5); bar.ax.tick_params(labelsize=7)
     axs[0].set_ylabel('row, pixels of the scan', fontsize=7.5)
     for ax in axs:
-        ax.tick_params(labelsize=7); ax.set_xlabel('column', fontsize=7.5)
+        ax.tick_params(labelsize=7); ax.set_xlabel('column, pixels of the scan', fontsize=7.5)
         if um: _bar(ax, grey.shape, um)
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c41
 def _title(name, model, z, t):
-    p = model.calibrated(z[None])[0]
-    best,true = int(p.argmax()),_label(name, model.classes) if name else ''
-    other = f'; map of {model.classes[t]}, {p[t]:.0%}' if t != best else ''
-    return f'{Path(name).name[:40]+chr(10) if name else ""}called {model.classes[best]}, {p[best]:.0%}{other}' + (f' (label {true})' if true else '')
+    "What the scan is called, and which class the map is of"
+    p = model.calibrated(z[None])
+    best,true = int(p[0].argmax()),model.table([name], p).label[0]
+    other = f'; map of {model.classes[t]}, {p[0,t]:.0%}' if t != best else ''
+    return f'{Path(name).name[:40]}\ncalled {model.classes[best]}, {p[0,best]:.0%}{other}' + (f' (label {true})' if true else '')
 
 def _meaning(model, t, m, method):
     "What the colours say"
@@ -367,18 +379,24 @@ def _meaning(model, t, m, method):
     if not m.any(): return f'{what}:\nunder {LEAST:g} log-odds, left blank'
     return f'{what}: {much:.0f} log-odds,\nshare of the strongest'
 
+# %% ../nbs/09b_explain.ipynb #5b1f0c42
+def _scans(images):
+    "One scan or several, as objects with `name` and `image()`"
+    one = isinstance(images, (str, Path, bytes)) or hasattr(images, 'mode') or hasattr(images, 'image') or getattr(images, 'ndim', 0) == 2
+    return as_scans([images] if one else list(images))
+
 def explain(
     model, # `OctModel` or Learner
-    images, # paths, bytes, PIL images or arrays; one or several
+    images, # paths, bytes, PIL images, arrays, or scans of `scans_of`; one or several
     method:str=BEST, # one of `METHODS`
     target=None, # class, by name or number; None: what the model predicts
     um:float|None=None, # micrometres per column, for those who know it; None: no scale bar
 )->Figure:
     "Each scan as stored, and the evidence for a class laid over it; raises `OctError` where one can't be read"
-    model = as_model(model)
-    images = [images] if isinstance(images, (str, Path, bytes)) or hasattr(images, 'mode') or getattr(images, 'ndim', 0) == 2 else list(images)
-    views = [placed(o, model.config['size'], model.config['view']) for o in images]
-    if not views: raise OctError('There is no scan to explain: give at least one.')
+    model,scans = as_model(model),_scans(images)
+    if not scans: raise OctError('There is no scan to explain: give at least one.')
+    stored = [s.image() for s in scans]
+    views = [placed(o, model.config['size'], model.config['view']) for o in stored]
     px = np.stack([v for v,_ in views])
     z = model.logits(px)
     t = _target(model, target, z)
@@ -386,49 +404,60 @@ def explain(
     tall = [4*w.shape[0]/w.shape[1]+.75 for _,w in views]
     fig = Figure(figsize=(9.6, sum(tall)), layout='constrained')
     axs = fig.subplots(len(views), 2, squeeze=False, height_ratios=tall)
-    for a,o,m,(_,w),zi,ti in zip(axs, images, maps, views, z, t):
-        name = str(o) if isinstance(o, (str, Path)) else ''
-        _draw_scan(fig, a, o, w.back(m), _title(name, model, zi, ti), colour(model.classes[ti]), _meaning(model, ti, m, method), um)
+    for a,s,o,m,(_,w),zi,ti in zip(axs, scans, stored, maps, views, z, t):
+        _draw_scan(fig, a, o, w.back(m), _title(s.name, model, zi, ti), colour(model.classes[ti]), _meaning(model, ti, m, method), um)
     return fig
 
 # %% ../nbs/09b_explain.ipynb #19fd7d27
-_page = '''<p class="lead">{{ rows|length }} scans, and where the evidence for the class they were called lies (method: {{ method }}).</p>
+_page = '''<p class="lead">{{ shown }}, and where the evidence for the class they were called lies (method: {{ method }}).</p>
 <p class="note">{{ research }} Colours are stretched to the strongest evidence of each scan; how much there is in all stands beside the colour bar, and a map with less than {{ least }} log-odds is left blank. Read the probability first. A map tells where the network found evidence, not where a lesion ends.</p>
+{% if more %}<p class="warn">{{ more }} of this run not drawn: the command is still at work, or it was stopped.</p>{% endif %}
 {% for w in whys %}<p class="warn">{{ w }}</p>{% endfor %}
 {% for name, file in rows %}<h2>{{ name }}</h2><img src="{{ file }}" alt="scan and map of {{ name }}">{% endfor %}
 '''
 
-def _write_png(fig, path):
-    with atomic_write(path, 'wb') as f: fig.savefig(f, format='png', dpi=110)
+def _png_name(i, name):
+    "A file name for the picture of scan `i`, whatever the scan is called"
+    stem = re.sub(r'\.\w+(#\d+)?$', r'\1', Path(name).name)
+    return f'{i:03d}-{re.sub(r"[^A-Za-z0-9.-]+", "_", stem)[-60:]}.png'
 
-def write_explanations(
-    model, # `OctModel` or Learner
-    files, # paths of scans
-    out, # folder
+def _write_png(fig, path):
+    b = io.BytesIO() # drawing takes a second, writing next to nothing
+    fig.savefig(b, format='png', dpi=110)
+    with atomic_write(path, 'wb') as f: f.write(b.getvalue())
+
+def _say_rest(seconds, n, page):
+    "What `n` more scans will take, where that is long"
+    if n*seconds > 30: say(f'{plural(n, "more scan")}: about {plural(max(1, round(n*seconds/60)), "minute")}. What is done stands in {page}.')
+
+def _write_index(page, rows, whys, n, method):
+    "The page of what is done out of `n` scans"
+    left = n-len(rows)-len(whys)
+    write_page(page, _page, 'Where did it look?', rows=rows, whys=whys, shown=plural(len(rows), 'scan'), more=left and plural(left, 'scan'), method=method.replace('_', ' '), least=f'{LEAST:g}', research=RESEARCH_USE)
+
+# %% ../nbs/09b_explain.ipynb #5b1f0c52
+def explain_files(
+    model, # bundle folder, `OctModel` or Learner
+    paths, # a path or several, as `scans_of` takes them
+    out, # folder for the pictures and index.html
     method:str=BEST, # one of `METHODS`
     target=None, # class; None: what the model predicts
     um:float|None=None, # micrometres per column
 )->dict: # 'written': paths of pictures; 'failed': sentences
-    "A picture per scan, and index.html; raises `OctError` where not one scan could be read"
-    from oct_classify.bundle import RESEARCH_USE
-    model,out,rows,whys = as_model(model),make_dir(out),[],[]
-    for i,f in enumerate(progress(list(files), desc='Drawing maps')):
-        try: fig = explain(model, [f], method, target, um)
+    "A picture per scan, and a page of them all that grows with each; raises `OctError` where not one scan could be read"
+    scans,rows,whys = scans_of(paths),[],[]
+    model = OctModel.load(model, engine='torch') if isinstance(model, (str, Path)) else as_model(model)
+    out = make_dir(out)
+    bar = progress(scans, desc='Drawing maps')
+    for i,s in enumerate(bar, 1):
+        begun = time.perf_counter()
+        try: fig = explain(model, s, method, target, um)
         except _NoMap: raise
-        except OctError as e:
-            whys.append(f'{printable(f)}: {e}')
-            continue
-        rows.append((printable(Path(f).name), f'{i+1:03d}-{printable(Path(f).stem)[:80]}.png'))
-        _write_png(fig, out/rows[-1][1])
-    if not rows: raise OctError(f'None of the {len(whys)} files could be read: name other files; the first, {whys[0]}' if whys else 'There is no scan to explain: give at least one.')
-    write_page(out/'index.html', _page, 'Where did it look?', rows=rows, whys=whys, method=method.replace('_', ' '), least=f'{LEAST:g}', research=RESEARCH_USE)
+        except OctError as e: whys.append(f'{s.name}: {e}')
+        else:
+            rows.append((Path(s.name).name, _png_name(i, s.name)))
+            _write_png(fig, out/rows[-1][1])
+            if len(rows) == 1: bar.clear(); _say_rest(time.perf_counter()-begun, len(scans)-i, out/'index.html')
+        if rows: _write_index(out/'index.html', rows, whys, len(scans), method)
+    if not rows: raise OctError(f'Not one of {plural(len(whys), "scan")} could be read: name other files; the first, {whys[0]}')
     return dict(written=[out/n for _,n in rows], failed=whys)
-
-def explain_files(
-    model, # bundle folder, `OctModel` or Learner
-    files, # paths of scans
-    out, # folder for the pictures and index.html
-    **kwargs, # of `write_explanations`
-)->dict: # 'written': paths of pictures; 'failed': sentences
-    "Maps for files, by a bundle"
-    return write_explanations(OctModel.load(model, engine='torch') if isinstance(model, (str, Path)) else model, files, out, **kwargs)

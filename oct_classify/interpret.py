@@ -6,8 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/interpret.html.md"""
 
 # %% auto #0
 __all__ = ['DISTURBANCES', 'losses', 'top_losses', 'plot_top_losses', 'confusions', 'confusion_gallery', 'typical_and_doubtful',
-           'plot_typical', 'embed', 'lay_out', 'neighbour_accuracy', 'spread_out', 'plot_embedding', 'write_embedding',
-           'retina_band', 'plot_disturbances', 'shortcut_check', 'shortcut_text', 'plot_shortcut_check']
+           'plot_typical', 'embed', 'lay_out', 'neighbour_accuracy', 'plot_embedding', 'write_embedding', 'retina_band',
+           'plot_disturbances', 'shortcut_check', 'shortcut_text', 'plot_shortcut_check']
 
 # %% ../nbs/09_interpret.ipynb #0d852587
 import base64, io
@@ -33,6 +33,7 @@ def losses(preds:pd.DataFrame)->pd.DataFrame:
     own = q[np.arange(len(p)), p.label.map(classes_of(p).index)]
     return p.assign(loss=-np.log(own.clip(1e-7, 1)), wrong=p.predicted != p.label, sure=q.max(1), own=own, who=patients_of(p))
 
+# %% ../nbs/09_interpret.ipynb #09a10001
 def _tally(labels):
     "'CNV 2, DRUSEN 1', or the class alone where there is one"
     n = pd.Series(labels).value_counts(sort=False)
@@ -47,9 +48,9 @@ def top_losses(
     if by not in ('mean_loss', 'worst_loss'): raise OctError(f'There is no order by {by!r}: choose mean_loss or worst_loss.')
     p = losses(preds).sort_values(['wrong', 'loss'], ascending=False, kind='stable')
     g = p.groupby('who', sort=False)
-    t = g.agg(patient=('patient', 'first'), scans=('path', 'size'), wrong=('wrong', 'sum'), mean_loss=('loss', 'mean'), worst_loss=('loss', 'max')).sort_values(by, ascending=False, kind='stable')[:n]
-    own = {k: p.loc[i] for k,i in g.groups.items() if k in t.index}
-    return t.assign(label=[_tally(own[k].label) for k in t.index], predicted=[_tally(own[k].predicted) for k in t.index], paths=[own[k].path.tolist() for k in t.index]).reset_index(drop=True)
+    t = g.agg(patient=('patient', 'first'), scans=('path', 'size'), wrong=('wrong', 'sum'), mean_loss=('loss', 'mean'), worst_loss=('loss', 'max'),
+        label=('label', _tally), predicted=('predicted', _tally), paths=('path', list))
+    return t.sort_values(by, ascending=False, kind='stable')[:n].reset_index(drop=True)
 
 # %% ../nbs/09_interpret.ipynb #4d9c06c2
 def _short(path, n=32):
@@ -76,7 +77,7 @@ def plot_top_losses(
 
 # %% ../nbs/09_interpret.ipynb #6d7b9467
 def confusions(preds:pd.DataFrame)->pd.DataFrame:
-    "Each pair of reference class and answer that occurs: how many scans and patients, of how many of the class, at which cost; dearest first"
+    "Each pair of label and answer that occurs: how many scans and patients, of how many of the class, at which cost; dearest first"
     p = losses(preds)
     k,cost = classes_of(p),error_cost(classes_of(p))
     t = p[p.wrong].groupby(['label', 'predicted'], as_index=False).agg(scans=('path', 'size'), patients=('who', 'nunique'))
@@ -112,6 +113,7 @@ def _strips(
     return fig
 
 def _strip(part, heading, k, scans):
+    "One strip in its part of the figure; `k` is the colour of the heading"
     part.suptitle(heading, x=.01, ha='left', fontsize=8.5, color=k)
     for ax,(scan,caption) in zip(part.subplots(1, len(scans), squeeze=False)[0], scans):
         ax.axis('off')
@@ -119,12 +121,12 @@ def _strip(part, heading, k, scans):
         if scan is not None: _show(ax, scan)
 
 def _show(ax, scan):
+    "A thumbnail, or the word 'gone' where the file is"
     im = _thumbnail(scan, (384, 248))
     if im is None: ax.text(.5, .5, 'gone', ha='center', transform=ax.transAxes)
     else: ax.imshow(im, cmap='gray', vmin=0, vmax=255)
 
-def _count(n, one): return f'{n:,} {one}{"" if n == 1 else "s"}'
-
+# %% ../nbs/09_interpret.ipynb #09a10002
 def confusion_gallery(
     preds:pd.DataFrame, # prediction table
     data, # folder that its paths are relative to
@@ -136,7 +138,7 @@ def confusion_gallery(
     if not len(t): return None
     def strip(r):
         s = _different(p[(p.label == r.label) & (p.predicted == r.predicted)], n)
-        heading = f'{r.label} called {r.predicted}\n{r.scans:,} of {r.of:,}, {_count(r.patients, "patient")}; cost {r.price:.0f}' + (f' each; the surest {len(s)} are shown' if len(s) < r.scans else '')
+        heading = f'{r.label} called {r.predicted}\n{r.scans:,} of {r.of:,}, {plural(r.patients, "patient")}; cost {r.price:.0f}' + (f' each; the surest {len(s)} are shown' if len(s) < r.scans else '')
         return heading, colour(r.label), [(Path(data)/o.path, f'{o.sure:.0%} sure\n{_short(o.path, 28)}') for o in s.itertuples()]
     return _strips([strip(r) for r in t[:pairs].itertuples()], n)
 
@@ -155,17 +157,18 @@ def typical_and_doubtful(
     rows = [_different(t[t.label == c], n).assign(kind=kind) for c in k for kind,t in kinds.items()]
     return pd.concat(rows, ignore_index=True)[['kind', 'label', 'path', 'predicted', 'sure', 'second', 'p_second', 'margin', 'who']]
 
+# %% ../nbs/09_interpret.ipynb #09a10004
 def plot_typical(
     preds:pd.DataFrame, # prediction table
     data, # folder that its paths are relative to
     n:int=3, # of each kind, per class
-)->Figure|None: # None never, as long as there are scans
+)->Figure:
     "One row per class: the most typical scans on the left, the most doubtful on the right"
     t,of = typical_and_doubtful(preds, n),preds.label.value_counts()
     def says(o): return f'{o.sure:.1%} sure' if o.kind == 'typical' else f'{o.predicted} {o.sure:.0%}, {o.second} {o.p_second:.0%}'
     def half(c, kind):
         s = [(Path(data)/o.path, f'{says(o)}\n{_short(o.path, 24)}') for o in t[(t.label == c) & (t.kind == kind)].itertuples()]
-        return f'{c}: most {kind} of {_count(of[c], "scan")}', colour(c), s + [(None, '')]*(n-len(s))
+        return f'{c}: most {kind} of {plural(int(of[c]), "scan")}', colour(c), s + [(None, '')]*(n-len(s))
     return _strips([half(c, kind) for c in classes_of(preds) if c in of for kind in ('typical', 'doubtful')], 2*n, height=1.5)
 
 # %% ../nbs/09_interpret.ipynb #4c225e5c
@@ -198,41 +201,46 @@ def lay_out(
     features, # (N, C)
     seed:int=0,
 )->np.ndarray: # (N, 2), the same for the same features and seed
-    "Scans in the plane, neighbours beside one another: the first principal components, and from 30 different scans on t-SNE of these; raises `OctError` without scans or where a feature is not finite"
+    "Scans in the plane, look-alikes beside one another: the first principal components, and from 30 different scans on t-SNE of these; raises `OctError` without scans or where a feature is not finite"
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
     f = np.asarray(features, float)
     if not len(f): raise OctError('There are no scans to lay out: give at least one.')
     if not np.isfinite(f).all(): raise OctError("Some features are not finite: leave out scans that can't be read, or get the bundle again.")
-    f = StandardScaler().fit_transform(f)
-    f = PCA(min(50, *f.shape), svd_solver='full' if min(f.shape) <= 50 else 'randomized', random_state=seed).fit_transform(f)
-    if len(np.unique(f.round(6), axis=0)) >= 30: return TSNE(init='pca', perplexity=min(30, len(f)/4), random_state=seed, n_jobs=1).fit_transform(f)
+    with threadpool_limits(1): # so little work for each thread that they would wait for one another most of the time
+        f = StandardScaler().fit_transform(f)
+        f = PCA(min(50, *f.shape), svd_solver='full' if min(f.shape) <= 50 else 'randomized', random_state=seed).fit_transform(f)
+        if len(np.unique(f.round(6), axis=0)) >= 30: return TSNE(init='pca', perplexity=min(30, len(f)/4), random_state=seed, n_jobs=1).fit_transform(f)
     return np.pad(f, ((0, 0), (0, 2)))[:,:2]
+
+# %% ../nbs/09_interpret.ipynb #09a10006
+def _codes(patients, n):
+    "Codes of patients as `patients_of` gives them"
+    return patients_of(pd.DataFrame(dict(path=np.arange(n).astype(str), patient=pd.Series([None]*n if patients is None else list(patients), dtype=object).map(str, na_action='ignore'))))
 
 def neighbour_accuracy(
     features, # (N, C), from `embed` or `lay_out`
     labels, # (N,)
     patients=None, # (N,); None: every scan is its own
-    k:int=5, # neighbours that vote
+    k:int=5, # nearest scans that vote
 )->dict: # {'value', 'low', 'high', 'n'}
     "How often the nearest scans of other patients vote for a scan's class; raises `OctError` where there is one patient only"
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
     labels,who = np.asarray(labels),_codes(patients, len(labels))
     most = np.bincount(who).max() if len(who) else 0
-    if most == len(who): raise OctError('Neighbours are looked for among other patients, and there are none: give scans of two patients at least.')
+    if most == len(who): raise OctError('Look-alikes are sought among other patients, and there are none: give scans of two patients at least.')
     vote = make_pipeline(StandardScaler(), KNeighborsClassifier(min(k, len(who)-most)))
-    return share(cross_val_predict(vote, np.asarray(features, float), labels, groups=who, cv=LeaveOneGroupOut()) == labels, who=who)
-
-def _codes(patients, n):
-    "Codes of patients as `patients_of` gives them"
-    return patients_of(pd.DataFrame(dict(path=np.arange(n).astype(str), patient=pd.Series([None]*n if patients is None else list(patients), dtype=object).map(str, na_action='ignore'))))
+    with threadpool_limits(1): said = cross_val_predict(vote, np.asarray(features, float), labels, groups=who, cv=LeaveOneGroupOut())
+    return share(said == labels, who=who)
 
 # %% ../nbs/09_interpret.ipynb #55ae1776
-def spread_out(
+def _spread_out(
     xy, # (N, 2), each from 0 to 1
     box:tuple=(.13, .09), # width and height of a picture, likewise
     most:int=100, # pictures
@@ -244,6 +252,7 @@ def spread_out(
         if len(chosen) < most and (np.abs(xy[chosen]-xy[i]) >= box).any(1).all(): chosen.append(int(i))
     return np.array(chosen, int)
 
+# %% ../nbs/09_interpret.ipynb #09a10007
 def _unit(xy, margin=.07):
     "The map from `margin` to 1-`margin`"
     xy = np.asarray(xy, float)
@@ -263,16 +272,17 @@ def _points(ax, xy, labels, wrong):
             if m.any(): ax.scatter(*xy[m].T, color=colour(c), label=f'{c}, {"wrong" if bad else "right"} ({m.sum():,})', zorder=2+bad, **how)
 
 def _pictures(ax, xy, labels, images):
-    for i in spread_out(xy, (.135, .1)):
+    for i in _spread_out(xy, (.135, .1)):
         if (im := _thumbnail(images[i], (126, 84))) is None: continue
         (x,y),b = xy[i],ax.inset_axes([xy[i,0]-.063, xy[i,1]-.045, .126, .09])
         b.imshow(im, cmap='gray', vmin=0, vmax=255, aspect='auto')
         b.set(xticks=[], yticks=[])
         for s in b.spines.values(): s.set(color=colour(labels[i]), lw=1.8)
 
+# %% ../nbs/09_interpret.ipynb #09a10008
 def plot_embedding(
     xy, # (N, 2) from `lay_out`
-    labels, # (N,) reference classes
+    labels, # (N,) classes
     predicted=None, # (N,) answers; mistakes become crosses
     images=None, # N paths or arrays, for the pictures
     near:dict|None=None, # from `neighbour_accuracy`, for the title
@@ -285,7 +295,7 @@ def plot_embedding(
     axs = fig.subplots(1, 1+(images is not None), squeeze=False)[0]
     _points(axs[0], xy, labels, wrong)
     axs[0].legend(fontsize=8, ncols=4, frameon=False, loc='upper left', bbox_to_anchor=(0, -.01), handletextpad=.1, columnspacing=.8)
-    axs[0].set_title(f'{len(xy):,} scans' + (f'; 5 nearest of other patients agree in {as_text(near, "share")}' if near else ''), fontsize=9)
+    axs[0].set_title(plural(len(xy), 'scan') + (f'; 5 nearest of other patients agree in {as_text(near, "share")}' if near else ''), fontsize=9)
     if images is not None:
         _pictures(axs[1], xy, labels, images)
         axs[1].set_title('the scans at their places, as far as there is room', fontsize=9)
@@ -312,6 +322,7 @@ for (const p of points) {
 {% if first is not none %}svg.children[{{ first }}].dispatchEvent(new Event('mouseenter'));{% endif %}
 </script>'''
 
+# %% ../nbs/09_interpret.ipynb #09a1000a
 def _jpeg(scan, size=(336, 220)):
     "A scan as a data URI, or '' where it is gone"
     if (im := _thumbnail(scan, size)) is None: return ''
@@ -322,7 +333,7 @@ def _jpeg(scan, size=(336, 220)):
 def write_embedding(
     path, # HTML file to write
     xy, # (N, 2) from `lay_out`
-    labels, # (N,) reference classes
+    labels, # (N,) classes
     images, # N paths or arrays
     predicted=None, # (N,) answers
     names=None, # (N,) texts; None: the file names
@@ -336,7 +347,7 @@ def write_embedding(
     names = [printable(Path(o).name) if isinstance(o, (str, Path)) else f'scan {i+1}' for i,o in enumerate(images)] if names is None else list(names)
     points = [dict(x=round(float(a), 1), y=round(float(600-b), 1), colour=colour(l), wrong=bool(l != s), scan=_jpeg(im), says=f'{l}' + (f', called {s}' if predicted is not None else '') + f' · {name}')
         for (a,b),l,s,im,name in zip(x, labels, said, images, names)]
-    lead = f'{len(x):,} scans, laid out by what the network makes of them.' + (f' The five nearest scans of other patients share the class in {as_text(near, "share")}.' if near else '')
+    lead = f'{plural(len(x), "scan")}, laid out by what the network makes of them.' + (f' The five nearest scans of other patients share the class in {as_text(near, "share")}.' if near else '')
     write_page(path, _map, heading, lead=lead, points=points, legend=[(c, colour(c), int((labels == c).sum())) for c in _classes(labels)], mistakes=int((said != labels).sum()), first=int(np.argmax(said != labels)))
 
 # %% ../nbs/09_interpret.ipynb #974d204b
@@ -364,6 +375,7 @@ def _frame_greyed(grey, rng, strip=.06):
     out[y:-y,x:-x] = inner
     return out
 
+# %% ../nbs/09_interpret.ipynb #09a1000c
 def _moved(grey, rng):
     "Up or down by up to 30 % of the height, as far as the retina stays inside; what enters the frame is the strip along its edge, mirrored back and forth"
     g = fill_borders(grey)
@@ -375,15 +387,16 @@ def _moved(grey, rng):
     if n > 0: return np.concatenate([np.pad(g[:strip], ((n, 0), (0, 0)), 'symmetric')[:n], g[:h-n]])
     return np.concatenate([g[-n:], np.pad(g[-strip:], ((0, -n), (0, 0)), 'symmetric')[strip:]]) if n else g
 
+# %% ../nbs/09_interpret.ipynb #09a1000d
 def _mirrored(grey, rng): return grey[:,::-1].copy()
 def _levelled(grey, rng): return np.where(white_border(grey), grey, np.clip(grey*np.clip(45/max(1, fill_borders(grey).mean()), .5, 2), 0, 255).round().astype(np.uint8))
 def _one_width(grey, rng): return np.asarray(Image.fromarray(grey).resize((len(grey),)*2, Image.BOX))
 
 _tests = { # what it does, is the retina left, what the result would mean
     'retina masked': (_retina_masked, False, 'Right beyond chance: it reads vitreous, choroid or frame.'),
-    'white border alone': (_border_alone, False, "Right beyond chance: it reads the scanner's white wedges and bars."),
-    'borders filled': (_borders_filled, True, 'A loss: it leans on white wedges and bars.'),
-    'frame greyed': (_frame_greyed, True, 'A loss: it leans on what stands along the frame, such as bars or burnt-in marks.'),
+    'white border alone': (_border_alone, False, "Right beyond chance: it reads the scanner's white border."),
+    'borders filled': (_borders_filled, True, 'A loss: it leans on the white border.'),
+    'frame greyed': (_frame_greyed, True, 'A loss: it leans on what stands along the frame, such as burnt-in marks.'),
     'moved up or down': (_moved, True, 'A loss: it leans on how high the retina lies in the frame.'),
     'mirrored': (_mirrored, True, 'A loss: it leans on left and right, such as which eye it is.'),
     'brightness levelled': (_levelled, True, 'A loss: it leans on how bright the scan is as a whole.'),
@@ -433,25 +446,7 @@ def _asked(model, images, f, seed, block=128):
     "Probabilities of all scans under disturbance `f`"
     return np.concatenate([_answers(model, list(_greys(images[i:i+block], f, seed, i))) for i in range(0, len(images), block)])
 
-def shortcut_check(
-    model, # `OctModel`, or anything with `classes` and a `predict(images, abstain=False)` that gives columns p_…
-    images, # paths or arrays, as stored
-    labels, # reference class of each
-    patients=None, # of each; None: every scan is its own
-    seed:int=0, # of the disturbances
-    margin:float=.05, # what is worth a word
-    disturbances:dict=DISTURBANCES, # {name: function(grey, rng) -> grey}; one that isn't ours is taken to leave the retina
-)->pd.DataFrame: # one row per disturbance: scans, accuracy, change, kappa, auc (each with its interval), verdict, meaning
-    "How right the model still is on disturbed scans, and what that says; raises `OctError` on scans or labels that can't be used"
-    images,labels = list(images),np.asarray(labels, object)
-    if not images or len(images) != len(labels): raise OctError(f'There are {len(images)} scans and {len(labels)} labels: give at least one scan, and one label for each.')
-    if odd := sorted(set(labels)-set(model.classes)): raise OctError(f'The label {odd[0]!r} is none of {", ".join(model.classes)}, which the model knows: leave such scans out.')
-    scans = pd.DataFrame(dict(path=[str(i) for i in range(len(labels))], label=labels, patient=_codes(patients, len(labels))))
-    plain,rows = _asked(model, images, None, seed),[]
-    for name,f in progress(({'as it is': None} | disturbances).items(), 1+len(disturbances), 'Disturbing scans'):
-        rows.append(_row(name, scans, model.classes, plain, plain if f is None else _asked(model, images, f, seed), margin))
-    return pd.DataFrame(rows)
-
+# %% ../nbs/09_interpret.ipynb #09a1000f
 def _row(name, scans, classes, plain, p, margin):
     "One row of the table"
     y = scans.label.map(list(classes).index).to_numpy()
@@ -462,6 +457,26 @@ def _row(name, scans, classes, plain, p, margin):
     if name == 'as it is': word = meaning = ''
     return dict(disturbance=name, scans=len(y), **{m+e: f[v] for m,f in o.items() for e,v in (('', 'value'), ('_low', 'low'), ('_high', 'high'))}, verdict=word, meaning=meaning)
 
+def shortcut_check(
+    model, # `OctModel`, or anything with `classes` and a `predict(images, abstain=False)` that gives columns p_…
+    images, # paths or arrays, as stored
+    labels, # class of each
+    patients=None, # of each; None: every scan is its own
+    seed:int=0, # of the disturbances
+    margin:float=.05, # what is worth a word
+    disturbances:dict=DISTURBANCES, # {name: function(grey, rng) -> grey}; one that isn't ours is taken to leave the retina
+)->pd.DataFrame: # one row per disturbance: scans, accuracy, change, kappa, auc (each with its interval), verdict, meaning
+    "How right the model still is on disturbed scans, and what that says; raises `OctError` on scans or labels that can't be used"
+    images,labels = list(images),np.asarray(labels, object)
+    if not images or len(images) != len(labels): raise OctError(f'{plural(len(images), "scan")} can\'t go with {plural(len(labels), "label")}: give at least one scan, and one label for each.')
+    if odd := sorted(set(labels)-set(model.classes)): raise OctError(f'The label {odd[0]!r} is none of {", ".join(model.classes)}, which the model knows: leave such scans out.')
+    scans = pd.DataFrame(dict(path=[str(i) for i in range(len(labels))], label=labels, patient=_codes(patients, len(labels))))
+    plain,rows = _asked(model, images, None, seed),[]
+    for name,f in progress(({'as it is': None} | disturbances).items(), 1+len(disturbances), 'Disturbing scans'):
+        rows.append(_row(name, scans, model.classes, plain, plain if f is None else _asked(model, images, f, seed), margin))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/09_interpret.ipynb #09a10010
 def shortcut_text(t:pd.DataFrame)->pd.DataFrame:
     "The table of `shortcut_check` for people"
     def text(r, m, spec, s=1):

@@ -38,6 +38,7 @@ def _gradient(rng):
     g = x*np.cos(a)+y*np.sin(a) if rng.random() < .6 else -np.hypot(x-rng.uniform(-.5, .5), y-rng.uniform(-.5, .5))
     return _as_grey(g+rng.uniform(0, .1)*rng.normal(size=g.shape))
 
+# %% ../nbs/10e_ood.ipynb #10e00002
 def _text(rng):
     (h,w),n,ink = _side(rng),int(rng.integers(10, 30)),int(rng.choice([0, 255]))
     im = Image.new('L', (w, h), 255-ink)
@@ -64,6 +65,7 @@ def _fundus(rng):
     g -= rng.uniform(.1, .25)*ndimage.gaussian_filter(_vessel_tree(rng, n, disc), 1)
     return (255*np.clip(np.where(r < .95, g, 0), 0, 1)).astype(np.uint8)
 
+# %% ../nbs/10e_ood.ipynb #10e00004
 def _texture(rng):
     h,w = _side(rng)
     f = np.hypot(np.fft.fftfreq(h)[:,None], np.fft.rfftfreq(w))
@@ -97,6 +99,7 @@ def _steps(a, by=1):
     "Absolute differences of rows `by` apart"
     return np.abs(a[by:]-a[:-by])
 
+# %% ../nbs/10e_ood.ipynb #10e00006
 def _levels(small, retina, placement):
     "Brightness at `_depths` and at `_near`, each (depths, columns)"
     edge = (np.subtract(retina.curve, placement.curve)/placement.tall)@_x
@@ -119,6 +122,7 @@ def _grain(px, span):
     f,g = px[::12].astype(np.float32)/255,px[:,::16].astype(np.float32)/255
     return _log(np.array([_steps(o, k).mean() for o in (f.T, g) for k in (1, 2, 4)])/span)
 
+# %% ../nbs/10e_ood.ipynb #10e00008
 def _in_whole(px, placement):
     "The retina, looked for in the pixels of the view 'whole', for which nobody has looked yet; None in pictures that are too small"
     if min(placement.shape) < 60: return None
@@ -197,6 +201,7 @@ def _some(n, groups, most, seed):
     r = rank[np.searchsorted(np.unique(groups), groups)]
     return np.sort(np.argsort(r, kind='stable')[:most])
 
+# %% ../nbs/10e_ood.ipynb #10e00009
 def fit_inputs(
     traits:np.ndarray, # (N, N_TRAITS) of training and validation scans; rows of nan are left out
     features:np.ndarray|None=None, # (N, F) of the same scans by the network that is to be guarded; None: traits alone
@@ -209,7 +214,7 @@ def fit_inputs(
     "What the training scans look like, and how far from them is too far; raises `OctError` where there are too few"
     ok = np.flatnonzero(np.isfinite(traits).all(1) & (True if features is None else np.isfinite(features).all(1)))
     who = np.unique(np.arange(len(traits)) if groups is None else np.asarray(groups), return_inverse=True)[1][ok]
-    if len(ok) < 20 or len(np.unique(who)) < 5: raise OctError(f'{len(ok)} scans of {len(np.unique(who))} patients are too few to learn what a scan looks like: give at least 20 of 5.')
+    if len(ok) < 20 or len(np.unique(who)) < 5: raise OctError(f'{plural(len(ok), "scan")} of {plural(len(np.unique(who)), "patient")} are too few to learn what a scan looks like: give at least 20 of 5.')
     keep = _some(len(ok), who, most, seed)
     ok,who = ok[keep],who[keep]
     both = [('traits', 1 if features is None else 2/3, _fit_traits, _far_traits, traits[ok])]
@@ -253,6 +258,7 @@ def _beyond(d, known, n, what):
     rank = f'any of the {int(n[0]):,} of them is' if d > known[-1] else f'{100*np.searchsorted(known, d)/len(known):.1f} % of them are'
     return f'This is unlike the scans that the model learned from: {what} farther from these than {rank} from the others (no B-scan, a poor one, or one of another device).'
 
+# %% ../nbs/10e_ood.ipynb #10e0000a
 def distances(
     inputs:dict, # from `fit_inputs`
     traits:np.ndarray, # (N, N_TRAITS)

@@ -125,6 +125,9 @@ def name_of(item)->str:
     "What a scan is called: its `name`, or the path itself"
     return printable(item) if isinstance(item, (str, Path)) else item.name
 
+def _ours(name): return name == 'plan.json' or name.startswith(('part-', 'try-', '.part-', '.plan.json.', '.try-')) # core's half-written files are hidden
+
+# %% ../nbs/10f_parts.ipynb #10f00001
 class Parts:
     "A list of scans cut into blocks, and the folder that keeps their tables; raises `OctError` where that holds something else"
     def __init__(self,
@@ -199,8 +202,6 @@ class Parts:
         "Remove plan, parts and what a killed process left half-written; other files stay"
         self.folder.remove([n for n in self.folder.names() if _ours(n)])
         self.folder.vanish()
-
-def _ours(name): return name == 'plan.json' or name.startswith(('part-', 'try-', '.part-', '.plan.json.', '.try-')) # core's half-written files are hidden
 
 # %% ../nbs/10f_parts.ipynb #aa67a58f
 def work_off(

@@ -38,6 +38,11 @@ def onnx_runtime():
     onnxruntime.disable_telemetry_events()
     return onnxruntime
 
+# %% ../nbs/10_predict.ipynb #10a00002
+def _cores():
+    "Cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 class _Onnx:
     "A network in ONNX Runtime; raises `OctError` where the file is not what the config says"
     bs = 4
@@ -61,10 +66,7 @@ class _Onnx:
 
     def __call__(self, px, features=True): return self.session.run(None if features else ['logits'], dict(pixels=px)) + [None]*(not features)
 
-def _cores():
-    "Cores that this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
+# %% ../nbs/10_predict.ipynb #10a00003
 class _Torch:
     "A network in PyTorch"
     int8,lanes,bs = False,1,16
@@ -110,6 +112,7 @@ def as_scans(
     if names is not None: return [_Given(printable(n), o) for n,o in zip(names, images, strict=True)]
     return [o if hasattr(o, 'image') else _Given(printable(o) if isinstance(o, (str, Path)) else f'image {i}', o) for i,o in enumerate(images)]
 
+# %% ../nbs/10_predict.ipynb #10a00004
 class OctModel:
     "A network with all that is needed to use it: `classes`, `config`"
     def __init__(self,
@@ -153,38 +156,45 @@ class OctModel:
         "The torch device; raises `OctError` where the engine is not PyTorch"
         return self._torch().device
 
-    def _mean(self, px, features):
-        "Logits of a batch, the mean over scan and mirror image; and perhaps features, of the scan itself"
-        z,f = self.run(px, features)
-        return (z+self.run(np.ascontiguousarray(px[...,::-1]), False)[0])/2 if self.config['mirror'] else z, f
+# %% ../nbs/10_predict.ipynb #10a0000d
+@patch
+def _mean(self:OctModel, px, features):
+    "Logits of a batch, the mean over scan and mirror image; and perhaps features, of the scan itself"
+    z,f = self.run(px, features)
+    return (z+self.run(np.ascontiguousarray(px[...,::-1]), False)[0])/2 if self.config['mirror'] else z, f
 
-    def _all(self, f, pixels, bs):
-        at = range(0, len(pixels), bs)
-        return list(progress(ahead(lambda i: f(pixels[i:i+bs]), at, self.run.lanes, self.run.lanes+1), len(at), 'Predicting'))
+@patch
+def _all(self:OctModel, f, pixels, bs):
+    at = range(0, len(pixels), bs)
+    return list(progress(ahead(lambda i: f(pixels[i:i+bs]), at, self.run.lanes, self.run.lanes+1), len(at), 'Predicting'))
 
-    def logits(self,
-        pixels:np.ndarray, # (N, H, W) uint8, prepared
-        bs:int=32, # scans per batch
-    )->np.ndarray: # (N, K) float32, mean of scan and mirror image
-        "Network output before temperature and softmax"
-        return np.concatenate([np.zeros((0, len(self.classes)), np.float32), *self._all(lambda b: self._mean(b, False)[0], pixels, bs)])
+@patch
+def logits(self:OctModel,
+    pixels:np.ndarray, # (N, H, W) uint8, prepared
+    bs:int=32, # scans per batch
+)->np.ndarray: # (N, K) float32, mean of scan and mirror image
+    "Network output before temperature and softmax"
+    return np.concatenate([np.zeros((0, len(self.classes)), np.float32), *self._all(lambda b: self._mean(b, False)[0], pixels, bs)])
 
-    def features(self,
-        pixels:np.ndarray, # (N, H, W) uint8, prepared, at least one
-        bs:int=32, # scans per batch
-    )->np.ndarray: # (N, F) float32
-        "What the head reads: pooled features of the scans themselves"
-        return np.concatenate(self._all(lambda b: self.run(b)[1], pixels, bs))
+@patch
+def features(self:OctModel,
+    pixels:np.ndarray, # (N, H, W) uint8, prepared, at least one
+    bs:int=32, # scans per batch
+)->np.ndarray: # (N, F) float32
+    "What the head reads: pooled features of the scans themselves"
+    return np.concatenate(self._all(lambda b: self.run(b)[1], pixels, bs))
 
-    def probs(self, pixels:np.ndarray)->np.ndarray:
-        "Calibrated probabilities (N, K) of prepared pixels (N, H, W) uint8"
-        return self.calibrated(self.logits(pixels))
+@patch
+def probs(self:OctModel, pixels:np.ndarray)->np.ndarray:
+    "Calibrated probabilities (N, K) of prepared pixels (N, H, W) uint8"
+    return self.calibrated(self.logits(pixels))
 
-    def calibrated(self, logits:np.ndarray)->np.ndarray:
-        "Probabilities (N, K) of logits (N, K), by the temperature in `config`"
-        z = np.asarray(logits, np.float64)/self.config['temperature']
-        e = np.exp(z-z.max(1, keepdims=True, initial=-np.inf))
-        return e/e.sum(1, keepdims=True)
+@patch
+def calibrated(self:OctModel, logits:np.ndarray)->np.ndarray:
+    "Probabilities (N, K) of logits (N, K), by the temperature in `config`"
+    z = np.asarray(logits, np.float64)/self.config['temperature']
+    e = np.exp(z-z.max(1, keepdims=True, initial=-np.inf))
+    return e/e.sum(1, keepdims=True)
 
 # %% ../nbs/10_predict.ipynb #757dc7f3
 def _slice(name): return re.sub(r'#\d+$', '', name)
@@ -247,6 +257,7 @@ def answers(self:OctModel,
         if not why: p[i] = row
     return p, whys
 
+# %% ../nbs/10_predict.ipynb #10a00008
 @patch
 def stream(self:OctModel,
     scans, # iterable of objects with `name` and `image()`, see `scans_of`

@@ -14,8 +14,10 @@ from PIL import Image
 
 from oct_classify import volumes
 from oct_classify.core import OctError
-from oct_classify.inputs import scan_files, scans_of
+from oct_classify.inputs import scans_of
 from oct_classify.prepare import placed
+
+pytestmark = pytest.mark.xdist_group('inputs')  # one process for all: what the fixtures make is made once
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +71,7 @@ def test_pictures_are_listed_without_being_opened(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(builtins, 'open', shut)
         m.setattr(io, 'open', shut)
-        assert len(scans_of(tmp_path)) == len(scan_files([tmp_path])) == 20
+        assert len(scans_of(tmp_path)) == 20
 
 
 def test_a_zip_is_not_unpacked(sound, tmp_path):
@@ -142,3 +144,21 @@ def test_without_the_extra(sound, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pydicom', None)
     s, = scans_of(tmp_path)
     with pytest.raises(OctError, match=r"pip install 'oct_classify\[formats\]'"): s.image()
+
+
+def test_explain_takes_what_predict_takes(sound, tmp_path, cli):
+    "DICOM, a zip with a volume in it, a list: a picture per scan, under a name that is safe"
+    pytest.importorskip('pydicom')
+    from oct_classify.bundle import save_bundle
+    from oct_classify.core import CLASSES
+    from oct_classify.network import network
+    b = save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'))
+    for k in ('zip', 'png 8'): put(tmp_path, sound, k)
+    put(tmp_path, sound, 'dicom rle 1', 'a study.dcm')
+    (tmp_path/'list.csv').write_text('path\nx.png\nnowhere.png\n')
+    code, _, err = cli('explain', b, *(tmp_path/n for n in ('a study.dcm', 'x.zip', 'list.csv')), '--out', tmp_path/'maps')
+    assert code == 0 and 'nowhere.png: The file can\'t be opened' in err
+    pictures = ['001-a_study.png', '002-a.png', '003-b.png', '004-c_0.png', '005-x.png']
+    assert sorted(p.name for p in (tmp_path/'maps').iterdir()) == [*pictures, 'index.html']
+    html = (tmp_path/'maps/index.html').read_text()
+    assert all(f'src="{n}"' in html for n in pictures) and 'a study.dcm' in html and 'c.vol#0' in html

@@ -24,7 +24,7 @@ def test_no_fastai_where_none_is_needed(room):
     got = loaded(f'oct_classify.{room}')
     assert 'fastai' not in got
     if room != 'network': assert not got & {'torch', 'timm'}
-    if room in ('bundle', 'inputs', 'volumes', 'ood', 'parts', 'predict'): assert not got & {'sklearn', 'matplotlib', 'pydicom', 'ray', 'onnxruntime'}
+    if room in ('bundle', 'inputs', 'volumes', 'ood', 'parts', 'predict'): assert not got & {'sklearn', 'matplotlib', 'pydicom', 'fsspec', 'ray', 'onnxruntime'}
 
 
 def test_the_check_sees_fastai(): assert 'fastai' in loaded('oct_classify.train')
