@@ -40,6 +40,7 @@ def data_uri(
     im.save(b, 'jpeg', quality=86)
     return 'data:image/jpeg;base64,' + base64.b64encode(b.getvalue()).decode()
 
+# %% ../nbs/11_app.ipynb #48166844
 def overlay(
     grey:np.ndarray, # (H, W) uint8
     heat:np.ndarray, # (H, W) float; what is negative is not shown
@@ -93,6 +94,7 @@ def silent():
     try: yield
     finally: quiet(was)
 
+# %% ../nbs/11_app.ipynb #6cb19750
 def evidence_map(
     model, # `OctModel`
     px:np.ndarray, # (h, w) uint8, prepared
@@ -182,6 +184,7 @@ _style = '''
 .oct a.get:focus-visible{outline:3px solid #f0a500;outline-offset:2px}
 '''
 
+# %% ../nbs/11_app.ipynb #52876afd
 _answer = '''<style>{{ style|safe }}</style>
 <div class="oct">
 <div class="card head" role="status" style="border-left-color:{{ tone }}" data-predicted="{{ r.row.predicted }}" data-abstain="{{ r.row.abstain|lower }}">
@@ -206,6 +209,7 @@ _answer = '''<style>{{ style|safe }}</style>
 {% if research %}<p class="muted">{{ research }}</p>{% endif %}
 </div>'''
 
+# %% ../nbs/11_app.ipynb #d134f67f
 def _tight(text): return re.sub(r'\n\s*\n+', '\n', str(text)) # a blank line would end raw HTML within markdown
 
 def answer_html(
@@ -276,6 +280,7 @@ def open_scans(
     names = paths if isinstance(paths, dict) else {p: printable(p) for p in paths}
     return [Shown(s.name.replace(str(p), shown, 1), s, str(p), shown) for p,shown in names.items() for s in _scans(p, shown)]
 
+# %% ../nbs/11_app.ipynb #500461cc
 def _image(scan):
     "The picture of a scan, or the `OctError` that stands in its way"
     try: return scan.image()
@@ -319,7 +324,7 @@ _table = '''<style>{{ style|safe }}</style>
 def counted(df:pd.DataFrame)->str:
     "A prediction table in one sentence"
     n = df.predicted.replace('', 'without an answer').value_counts()
-    return f'{len(df):,} scans: ' + ', '.join(f'{v:,} {k}' for k,v in n.items()) + f'; {df.urgent.sum():,} urgent.'
+    return f'{plural(len(df), "scan")}: ' + ', '.join(f'{v:,} {k}' for k,v in n.items()) + f'; {df.urgent.sum():,} urgent.'
 
 def table_html(
     df:pd.DataFrame, # prediction table
@@ -377,30 +382,6 @@ class App:
         for i,o in enumerate(('One scan', 'Many scans')): self.tabs.set_title(i, o)
         self.widget = w.VBox([title, self.tabs], layout=w.Layout(max_width='1000px', width='100%', margin='0 auto'))
 
-    def _one(self, folder):
-        "The first tab"
-        w = self.w
-        self.upload = w.FileUpload(accept='', multiple=False, description='Upload a scan', layout=w.Layout(width='180px'))
-        self.pick = w.Dropdown(options=examples(folder), description='or an example', layout=w.Layout(width='460px', max_width='100%'), style=dict(description_width='96px'))
-        self.slice = w.IntSlider(1, 1, 1, description='B-scan', continuous_update=False, layout=w.Layout(width='98%', display='none'))
-        self.upload.observe(lambda c: self._safely(self.answer, self._uploaded), 'value')
-        self.pick.observe(lambda c: self._safely(self.answer, self._picked), 'value')
-        self.slice.observe(lambda c: self._safely(self.answer, self._slice), 'value')
-        row = w.HBox([self.upload, self.pick], layout=w.Layout(flex_flow='row wrap', align_items='center'))
-        return w.VBox([row, self._hint('An image, a DICOM or a volume of at most 50 MB.'), self.slice, self.answer])
-
-    def _batch(self):
-        "The second tab"
-        w = self.w
-        self.uploads = w.FileUpload(accept='', multiple=True, description='Upload scans', layout=w.Layout(width='180px'))
-        self.path = w.Text(description='or a folder', placeholder='path on this machine', layout=w.Layout(width='340px', max_width='100%'), style=dict(description_width='76px'))
-        self.go = w.Button(description='Read this folder', layout=w.Layout(width='150px'))
-        self.bar = w.IntProgress(0, 0, 1, description='0 of 0', layout=w.Layout(width='98%', visibility='hidden'))
-        self.uploads.observe(lambda c: self._safely(self.many, self._uploaded_many), 'value')
-        self.go.on_click(lambda b: self._safely(self.many, self._folder))
-        row = w.HBox([self.uploads, self.path, self.go], layout=w.Layout(flex_flow='row wrap', align_items='center'))
-        return w.VBox([row, self._hint('At most 50 MB a file and 200 MB at once; for more, give a folder, a zip or a CSV of paths.'), self.bar, self.many])
-
     def _hint(self, text): return self.w.HTML(str(render('<span>{{ t }}</span>', t=text)))
 
     def _safely(self, out, f):
@@ -411,6 +392,34 @@ class App:
     def _ipython_display_(self):
         from IPython.display import display
         display(self.widget)
+
+# %% ../nbs/11_app.ipynb #8794b2d5
+@patch
+def _one(self:App, folder):
+    "The first tab"
+    w = self.w
+    self.upload = w.FileUpload(accept='', multiple=False, description='Upload a scan', layout=w.Layout(width='180px'))
+    self.pick = w.Dropdown(options=examples(folder), description='or an example', layout=w.Layout(width='460px', max_width='100%'), style=dict(description_width='96px'))
+    self.slice = w.IntSlider(1, 1, 1, description='B-scan', continuous_update=False, layout=w.Layout(width='98%', display='none'))
+    self.upload.observe(lambda c: self._safely(self.answer, self._uploaded), 'value')
+    self.pick.observe(lambda c: self._safely(self.answer, self._picked), 'value')
+    self.slice.observe(lambda c: self._safely(self.answer, self._slice), 'value')
+    row = w.HBox([self.upload, self.pick], layout=w.Layout(flex_flow='row wrap', align_items='center'))
+    return w.VBox([row, self._hint('An image, a DICOM or a volume of at most 50 MB.'), self.slice, self.answer])
+
+# %% ../nbs/11_app.ipynb #e67e9dd3
+@patch
+def _batch(self:App):
+    "The second tab"
+    w = self.w
+    self.uploads = w.FileUpload(accept='', multiple=True, description='Upload scans', layout=w.Layout(width='180px'))
+    self.path = w.Text(description='or a folder', placeholder='path on this machine', layout=w.Layout(width='340px', max_width='100%'), style=dict(description_width='76px'))
+    self.go = w.Button(description='Read this folder', layout=w.Layout(width='150px'))
+    self.bar = w.IntProgress(0, 0, 1, description='0 of 0', layout=w.Layout(width='98%', visibility='hidden'))
+    self.uploads.observe(lambda c: self._safely(self.many, self._uploaded_many), 'value')
+    self.go.on_click(lambda b: self._safely(self.many, self._folder))
+    row = w.HBox([self.uploads, self.path, self.go], layout=w.Layout(flex_flow='row wrap', align_items='center'))
+    return w.VBox([row, self._hint('At most 50 MB a file and 200 MB at once; for more, give a folder, a zip or a CSV of paths.'), self.bar, self.many])
 
 # %% ../nbs/11_app.ipynb #01340db6
 @patch
@@ -437,6 +446,7 @@ def _picked(self:App):
     if isinstance(o, str): self.show([Shown(f'Synthetic scan, {o}', Drawn(o))])
     else: self.open_file({o: printable(o.name)})
 
+# %% ../nbs/11_app.ipynb #1b26e568
 @patch
 def open_file(self:App, paths):
     "Show what is in a file; of many slices the worst"
@@ -481,6 +491,7 @@ class Drawn:
         "Drawn anew each time"
         return Phantom(5, self.label, .75, patient=5).image
 
+# %% ../nbs/11_app.ipynb #10eb0400
 @patch
 def _uploaded_many(self:App):
     "Read the files that were uploaded in the second tab"
@@ -502,11 +513,12 @@ def read_all(self:App, scans):
     "Read many scans into the table of the second tab; raises `OctError` where there are none or over `MOST`"
     if len(scans) > MOST: raise OctError(f'There are {len(scans):,} scans, but at most {MOST:,} are read here: use oct-classify predict for them.')
     if not scans: raise OctError('There is no scan there: choose another folder or file.')
-    self.bar.layout.visibility,self.many.value = 'visible',note_html(f'Reading {len(scans):,} scans.')
+    self.bar.layout.visibility,self.many.value = 'visible',note_html(f'Reading {plural(len(scans), "scan")}.')
     self._tell(0, len(scans))
     self.batch = read_many(self.model, scans, lambda n: self._tell(n, len(scans)))
     self.many.value = table_html(self.batch)
 
+# %% ../nbs/11_app.ipynb #95bf9cce
 def app(
     bundle, # folder, or an `OctModel`
     folder=None, # of scans to be offered as examples
@@ -558,6 +570,7 @@ def _settings(token):
         VoilaConfiguration=dict(template='oct_classify', allow_template_override='NO', allow_theme_override='NO', show_tracebacks=False, file_allowlist=['^$'], extension_allowlist=['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']),
         ZMQChannelsWebsocketConnection=dict(limit_rate=False))
 
+# %% ../nbs/11_app.ipynb #633afca8
 def _voila(open_browser):
     "Voilà, which says where it is as soon as it listens"
     from voila.app import Voila
@@ -585,6 +598,7 @@ def _environment(**values):
     finally:
         for k,v in was.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
 
+# %% ../nbs/11_app.ipynb #d0b59840
 def serve(
     bundle, # folder
     port:int=8866, # where it listens; the next free one where this one is taken

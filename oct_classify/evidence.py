@@ -80,7 +80,7 @@ def alarms(
     points,two = m['operating'],test.label.isin(URGENT).nunique() == 2
     prevalence = points[0]['prevalence'] if points else None
     curve = decision_curve(test, prevalence=prevalence, resamples=500, thresholds=np.arange(2, 98, 2)/100) if two else None
-    fixed = f"Fixed on {np.sum(m['confusion']['valid']['counts']):,} validation scans of {m['patients']['valid']:,} patients." if points else ''
+    fixed = f"Fixed on {plural(np.sum(m['confusion']['valid']['counts']), 'validation scan')} of {plural(m['patients']['valid'], 'patient')}." if points else ''
     return render(_alarms, rows=[_alarm_row(p) for p in points], unfixed='There are no validation scans, and a threshold fixed on the test scans would flatter itself, so none was: add validation predictions, in a column split with valid and test.',
         share=points and _prevalence_says(m, test), fixed=fixed, curve=_picture(curve is not None and plot_decision_curve(curve) or None))
 
@@ -129,9 +129,9 @@ def _strata_say(t):
 def _leak_says(o):
     "What scans that training had met add, in words"
     if o is None: return ''
-    if o['clean']['value'] is None: return f"Every one of the {o['all']['n']:,} test scans is of a patient, or a copy of a picture, that training had met: nothing here says how the model does on others."
+    if o['clean']['value'] is None: return f"Every one of the {plural(o['all']['n'], 'test scan')} is of a patient, or a copy of a picture, that training had met: nothing here says how the model does on others."
     gap = f"{o['gap']['value']*100:+.1f} points ({o['gap']['low']*100:+.1f} to {o['gap']['high']*100:+.1f})"
-    return f"Training had met the patient or the picture of {o['leaked']['n']:,} of {o['all']['n']:,} test scans: accuracy is {as_text(o['leaked'], 'accuracy')} on these and {as_text(o['clean'], 'accuracy')} on the others. What is stated above for all is off by {gap} against the others alone."
+    return f"Training had met the patient or the picture of {o['leaked']['n']:,} of {plural(o['all']['n'], 'test scan')}: accuracy is {as_text(o['leaked'], 'accuracy')} on these and {as_text(o['clean'], 'accuracy')} on the others. What is stated above for all is off by {gap} against the others alone."
 
 def for_whom(
     m:dict, # content of metrics.json
@@ -145,7 +145,7 @@ def for_whom(
 _failures = '''<h2>Where it was wrong</h2>
 {% if not gallery %}<p>No mistake among these scans. That is a statement about these scans only.</p>{% else %}
 <p>{{ n }} of {{ of }} scans. Every confusion that occurred, the dearest first (an urgent scan called NORMAL).</p><img src="{{ gallery }}" alt="confusions">{% endif %}
-{% if losses %}<p>The patients it was most wrong about, by the probability it gave to the reference standard.</p><img src="{{ losses }}" alt="patients with the highest losses">{% endif %}
+{% if losses %}<p>The patients it was most wrong about, by the probability it gave to the label.</p><img src="{{ losses }}" alt="patients with the highest losses">{% endif %}
 {% if typical %}<details><summary>The most typical and the most doubtful scans of each class</summary><img src="{{ typical }}" alt="typical and doubtful scans"></details>{% endif %}'''
 
 def failures(
@@ -171,7 +171,7 @@ _versus = '''{% if differences %}<h2>Beside another model</h2>
 def _tests_say(c):
     "McNemar and DeLong, in words"
     a,out = c['mcnemar'],f"{c['against']} is the first model, this one the second. "
-    out += f"{a['only_b']:,} scans only this model has right, {a['only_a']:,} only the other; p = {a['p']:.3g} ({a['test']} test)."
+    out += f"{plural(a['only_b'], 'scan')} only this model has right, {a['only_a']:,} only the other; p = {a['p']:.3g} ({a['test']} test)."
     return out + (f" AUC for urgent referral {c['delong']['auc_a']:.3f} and {c['delong']['auc_b']:.3f}, p = {c['delong']['p']:.3g} (DeLong)." if c.get('delong') and c['delong']['p'] is not None else '')
 
 def _seed_rows(seeds):
