@@ -6,7 +6,7 @@ No scan of the test folder is learned from or predicted. Each held-out fold is p
 rest and validated on the other fifth, so that `best` (the epoch that validated best) is judged on scans that did not choose it.
 Predictions are kept in DIR, one file per variant and fold; the same command goes on where it was. --strong gives all variants the strong augmentation. --table only prints what is there:
 accuracy with the 95 % interval, and the difference to the default with the interval of the same patients resampled in pairs.
-The `rare_` variants learn from a training part thinned to the class mix of Kaggle's training folder (CNV 37 : DME 11 : DRUSEN 9 : NORMAL 26).
+The `rare_` variants learn from a training part thinned to the mix of Kaggle's training folder (CNV 37 : DME 11 : DRUSEN 9 : NORMAL 26).
 """
 import argparse
 import time
@@ -44,7 +44,7 @@ def folds(t, k, seed=0):
 
 
 def thinned(df, seed=0):
-    "Training scans in Kaggle's class mix"
+    "Training scans in the mix of Kaggle's training folder"
     n = df[df.split == 'train'].label.value_counts()['CNV']
     keep = [g.sample(round(n*MIX[c]/MIX['CNV']), random_state=seed).index for c, g in df[df.split == 'train'].groupby('label')]
     return df.loc[np.concatenate([df.index[df.split != 'train'], *keep])].sort_index()

@@ -2,8 +2,8 @@
 
     python bench/duplicates.py [--scans FOLDER] [--most 1000000] [--repeat 3] [--json FILE]
 
-Hashes are synthetic: `even`, each bit drawn alone, and `clustered`, noisy copies of 200 phantoms' hashes, which fill the
-buckets as unevenly as real scans do. One in a hundred is a close copy of another; all of those must be found. Each size runs in a
+Hashes are synthetic: `even`, each bit drawn alone, and `clustered`, the hashes of 200 phantoms with noise, which fill the
+buckets as unevenly as real scans do. One in a hundred is a close duplicate of another; all of those must be found. Each size runs in a
 process of its own, so that its peak memory is its own; seconds are medians. With --scans, the files of a folder are read,
 hashed and measured as `oct-classify audit` does.
 """
@@ -36,7 +36,7 @@ def noise(rng, shape, share):
 
 
 def hashes(kind, n, seed=0):
-    "(low, high), and the number of planted copies: 4 bits of each half differ at most"
+    "(low, high), and the number of planted duplicates: 4 bits of each half differ at most"
     rng = np.random.default_rng(seed)
     if kind == 'even': h = rng.integers(0, 2**64, (n, 2), dtype=np.uint64)
     else: h = phantom_hashes()[rng.integers(0, 200, n)] ^ noise(rng, (n, 2), .25)

@@ -1,9 +1,9 @@
-"""Cross-validate the presets over patients, inside train and val; no scan of the test folder is learned from or predicted.
+"""Cross-validate the recipes `fast` and `best` over patients, inside train and val; no scan of the test folder is learned from or predicted.
 
     python bench/recipes.py DATA [--out DIR] [--folds 5] [--seeds 3] [--members 2] [--table]
 
 Each seed deals the patients into folds anew and trains anew. `best` is the mean of its members' logits, and its first member is `fast`, so each
-member is trained once and both presets are read from the same predictions. These are kept in DIR, one file per member, seed and fold, and the
+member is trained once and both recipes are read from the same predictions. These are kept in DIR, one file per member, seed and fold, and the
 same command goes on where it was; --table only prints what is there, for seeds that are complete.
 """
 import argparse
@@ -28,7 +28,7 @@ SHOW = ('accuracy', 'weighted_error', 'urgent_auc', 'macro_auc')
 
 
 def folds(t, k, seed):
-    "Split tables: the fold is `valid`, which decides nothing in either preset"
+    "Split tables: the fold is `valid`, which decides nothing in either recipe"
     for _, held in StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(t, t.label, components(t)):
         yield t.assign(split=np.where(np.isin(np.arange(len(t)), held), 'valid', 'train')), held
 
@@ -56,7 +56,7 @@ def gather(out, t, a, members, seed):
 
 
 def table(t, a):
-    "One line per preset and seed"
+    "One line per recipe and seed"
     rows = []
     for name, members in (('fast', 1), ('best', len(ARCHS))):
         for seed in range(a.seeds):

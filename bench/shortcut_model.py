@@ -42,7 +42,7 @@ def pictures(p, data, model, table, out):
     f = embed(model, px)
     xy = lay_out(f)
     near = {k: neighbour_accuracy(o, p.label, p.patient) for k, o in (('features', f), ('map', xy))}
-    print('neighbours of other patients agree:', {k: as_text(o, 'share') for k, o in near.items()})
+    print('nearest scans of other patients agree:', {k: as_text(o, 'share') for k, o in near.items()})
     figs = dict(losses=plot_top_losses(p, data), confusions=confusion_gallery(p, data), typical=plot_typical(p, data), map=plot_embedding(xy, p.label, p.predicted, files, near['map']),
         shortcuts=plot_shortcut_check(table), disturbances=plot_disturbances(files[::len(files)//6][:6]))
     for name, fig in figs.items():

@@ -1,8 +1,8 @@
-"""For whom does a preset work? Out-of-fold predictions of bench/recipes.py by stratum, as a markdown table; no scan of the test folder is read.
+"""For whom does a recipe work? Out-of-fold predictions of bench/recipes.py by stratum, as a markdown table; no scan of the test folder is read.
 
     python bench/strata.py DATA OUT [--folds 5] [--seed 0] [--members 1] [--resamples 2000] [--picture FILE]
 
-OUT is the folder that `python bench/recipes.py DATA --out OUT` has filled. One member is the preset `fast`, two are `best`.
+OUT is the folder that `python bench/recipes.py DATA --out OUT` has filled. One member is the recipe `fast`, two are `best`.
 """
 import argparse
 from pathlib import Path
