@@ -572,7 +572,7 @@ def _test_line(m):
     "The figures of a test in one line"
     f = m['test']
     auc = f", urgent AUC {as_text(f['urgent_auc'], 'auc')}" if f.get('urgent_auc', {}).get('value') is not None else ''
-    return f"accuracy {as_text(f['accuracy'], 'accuracy')}{auc}, {f['accuracy']['n']:,} scans, {m['seconds']['total']:.0f} s."
+    return f"accuracy {as_text(f['accuracy'], 'accuracy')}{auc}, {plural(f['accuracy']['n'], 'scan')}, {m['seconds']['total']:.0f} s."
 
 def _summary(m, out):
     "What is said at the end of a run"
@@ -601,7 +601,7 @@ def _audit(data, out, test, strict, classes=CLASSES, engine=None, address=None, 
         from oct_classify.scale import scan_table_ray
         scan_table_ray(data, make_dir(out)/'scans.parquet', classes=classes, look=look, address=address, workers=workers)
     f = audit(data, out, test, classes)
-    told = plural(f['scans'], 'scan') + (f" of {plural(f['patients'], 'patient')}." if f['patients'] else '; no patient is known.') + (f" {f['exact']:,} exact and {f['near']:,} near duplicates, {f['conflicts']:,} pictures under two classes, {f['unusable']:,} files that can't be used." if 'exact' in f else '')
+    told = plural(f['scans'], 'scan') + (f" of {plural(f['patients'], 'patient')}." if f['patients'] else '; no patient is known.') + (f" {f['exact']:,} exact and {plural(f['near'], 'near duplicate')}, {plural(f['conflicts'], 'picture')} under two classes, {plural(f['unusable'], 'file')} that can't be used." if 'exact' in f else '')
     for line in (told, *f['bias'], *f.get('doubts', []), f"Report: {Path(out)/'audit.html'}"): say(line)
     if strict and not f['patients'] and 'test' in f['folders']: raise LeakError("Whether the test would be biased can't be told, as no patient is known: name the files LABEL-patient-number and run the same command again.")
     if strict and f['bias']: raise LeakError(f"The test would be biased ({plural(len(f['bias']), 'finding')}): read {Path(out)/'audit.html'}.")
