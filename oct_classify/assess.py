@@ -188,6 +188,7 @@ def evaluate(
     "The whole evidence on a bundle and a folder, or on a prediction table; raises `OctError` where neither or both are given"
     t0 = time.time()
     if (predictions is None) == (bundle is None or data is None): raise OctError('There is nothing to evaluate: give a bundle and a folder of scans, or --predictions FILE, and not both.')
+    if (other := options.get('against')) and not Path(other).is_file(): raise OctError(f'There is no file {other}: check the path.')
     if predictions is None:
         from oct_classify.bundle import load_config
         test,valid,notes = predict_folder(bundle, data)

@@ -609,7 +609,8 @@ def _audit(data, out, test, strict, classes=CLASSES, engine=None, address=None, 
 # %% ../nbs/13_cli.ipynb #742ffa02
 def _explain(bundle, paths, out, **options):
     from oct_classify.explain import explain_files
-    got = explain_files(bundle, paths, out, **{k: v for k,v in options.items() if v})
+    try: got = explain_files(bundle, paths, out, **{k: v for k,v in options.items() if v})
+    except KeyboardInterrupt: raise KeyboardInterrupt(f"Stopped: what was drawn is in {out}, and the same command draws all of it anew.") from None
     for o in got['failed']: say(o)
     say(f"{plural(len(got['written']), 'scan')} explained: {Path(out)/'index.html'}")
 
@@ -636,7 +637,7 @@ _issues = 'https://github.com/oct-classify/oct_classify/issues'
 def _verdict(e):
     "What went wrong, in a sentence, and the exit code"
     if isinstance(e, OctError): return e, 1 if isinstance(e, LeakError) else 2
-    if isinstance(e, KeyboardInterrupt): return 'Stopped: what was finished is kept, and the same command goes on from there.', 130
+    if isinstance(e, KeyboardInterrupt): return str(e) or 'Stopped: what was finished is kept, and the same command goes on from there.', 130
     if isinstance(e, MemoryError): return 'There is not enough memory: choose a smaller --size or a smaller --arch.', 2
     if type(e).__name__ == 'OutOfMemoryError': return 'There is not enough memory on the GPU: choose a smaller --bs, --size or --arch.', 2 # of torch, which may not be imported
     if isinstance(e, OSError) and e.errno is not None: return f'{e.filename or "A file"} could not be read or written ({e.strerror}): check disk space and permissions.', 2
