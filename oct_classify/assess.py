@@ -24,11 +24,10 @@ from .strata import by_stratum, scan_traits
 
 # %% ../nbs/13d_assess.ipynb #60bc04b6
 def _csv(path):
-    "With commas, or as spreadsheets of half the world write it: semicolons, and perhaps a comma in each number"
-    t = pd.read_csv(path)
-    if t.shape[1] > 1 or ';' not in t.columns[0]: return t
-    t = pd.read_csv(path, sep=';')
-    return t if all(o.kind == 'f' for o in t.filter(like='p_').dtypes) else pd.read_csv(path, sep=';', decimal=',')
+    "Columns and numbers as spreadsheets of either half of the world write them"
+    with open(path, encoding='utf-8-sig') as f: sep = delimiter(f.readline())
+    t = pd.read_csv(path, sep=sep)
+    return t if sep == ',' or all(o.kind in 'fi' for o in t.filter(like='p_').dtypes) else pd.read_csv(path, sep=sep, decimal=',')
 
 def _read_table(path):
     "A CSV or parquet file"

@@ -7,7 +7,8 @@ Docs: https://oct-classify.github.io/oct_classify/core.html.md"""
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'COLOURS', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'known_classes', 'OctError', 'ScanName',
            'scan_name', 'patient', 'printable', 'to_grey', 'read_grey', 'make_dir', 'atomic_write', 'atomic_dir',
-           'set_seed', 'quiet', 'one_line', 'say', 'progress', 'plural', 'amount', 'digest', 'ahead', 'secret']
+           'set_seed', 'quiet', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'amount', 'digest', 'ahead',
+           'secret']
 
 # %% ../nbs/00_core.ipynb #5901b40d
 import contextlib, errno, hashlib, io, os, random, re, secrets, shutil, sys
@@ -226,6 +227,12 @@ def plural(
 )->str: # '1 scan', '2,000 scans'
     "A count with its word"
     return f'{n:,} {one if n == 1 else many or one+"s"}'
+
+def delimiter(
+    text:str, # of a CSV, at least its first line
+)->str: # ',', ';' or a tab
+    "What separates the columns of a CSV: commas, or what spreadsheets write where the comma is in the numbers"
+    return max(',;\t', key=text.partition('\n')[0].count)
 
 def amount(
     n:float, # bytes

@@ -138,7 +138,7 @@ def _none(p): return OctError(f'{p} names no image file: check the path.')
 # %% ../nbs/10d_inputs.ipynb #e205db66
 def _rows(text):
     "The paths that a CSV lists: column `path`, or the first one"
-    rows = csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=text.partition('\n')[0].count))
+    rows = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter(text))
     head = next(rows, None) or ['']
     names = [o.strip().lower() for o in head]
     k = names.index('path') if 'path' in names else 0

@@ -184,7 +184,7 @@ def _read_list(path):
     if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
-        t = pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=max(',;\t', key=text.partition('\n')[0].count))
+        t = pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=delimiter(text))
     except Exception: raise OctError(f'{path} is not a CSV file in UTF-8: give one with the columns path and split.') from None
     t = t.rename(columns=lambda c: c.strip().lower()).apply(lambda c: c.str.strip())
     if not {'path', 'split'} <= set(t): raise OctError(f'{path} lacks the column {min({"path", "split"}-set(t))}: give a CSV file with the columns path and split.')
