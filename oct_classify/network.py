@@ -231,13 +231,12 @@ def _from_package(arch):
     return full
 
 def _bodies(state):
-    "The body of a network of ours, as in the model.safetensors of a bundle; of several averaged, the first"
+    "A state dict, without what a bundle puts before the names of a body; of several networks averaged, the first"
     return {k.removeprefix('members.0.').removeprefix('body.model.'): v for k,v in state.items()}
 
 def _from_file(arch, size, path):
-    state,model = _state(path),_create(arch, size)
+    state,model = _bodies(_state(path)),_create(arch, size)
     want = model.state_dict()
-    if not want.keys() & state.keys(): state = _bodies(state)
     got = model.load_state_dict({k: v for k,v in state.items() if k in want and v.shape == want[k].shape}, strict=False)
     if got.missing_keys: raise OctError(f'{path} does not hold the weights of {arch}: {len(got.missing_keys)} tensors are missing, e.g. {got.missing_keys[0]}: name the weights of this architecture, or choose another --arch.')
     return model
