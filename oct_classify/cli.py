@@ -402,6 +402,10 @@ def _command(sub, name, short, long): return sub.add_parser(name, help=short, de
 
 def _add_out(p, out): p.add_argument('--out', metavar='DIR', default=out, help='output folder (%(default)s)')
 
+def _add_bundle(p, **kw): p.add_argument('bundle', metavar='BUNDLE', help=_bundle_help, **kw)
+
+def _add_paths(p): p.add_argument('paths', nargs='+', metavar='PATH', help='pictures, folders, patterns, zip archives, CSVs of paths, DICOM, volumes as devices export them, URLs')
+
 def _add_classes(p): p.add_argument('--classes', type=_names, default=CLASSES, metavar='NAMES', help=_classes_help)
 
 def _add_cluster(p):
@@ -492,7 +496,7 @@ def _add_train(sub):
 def _add_evaluate(sub):
     p = _command(sub, 'evaluate', 'figures of a bundle on a folder, or of a table of predictions',
         "Say how good a model is: a bundle on scans that it has not met, or anybody's model by its predictions. Writes report.html, metrics.json, checklist.csv and predictions.parquet to the output folder.")
-    p.add_argument('bundle', nargs='?', metavar='BUNDLE', help=_bundle_help)
+    _add_bundle(p, nargs='?')
     p.add_argument('data', nargs='?', metavar='DATA', help='folder of scans in class folders; where it has a test folder, that is used')
     p.add_argument('--predictions', nargs='+', metavar='FILE', help='in place of BUNDLE and DATA: CSV or parquet with the columns path, label and p_<class>, and perhaps patient and split (test, valid); several files: runs of one recipe on the same scans')
     p.add_argument('--against', metavar='FILE', help="another model's predictions of the same scans")
@@ -505,8 +509,8 @@ def _add_evaluate(sub):
 def _add_explain(sub):
     p = _command(sub, 'explain', 'where a model looked: a picture per scan with the evidence for the class laid over it',
         'Show where a model looked. Writes a picture per scan, with the evidence for the class laid over it, and index.html to the output folder.')
-    p.add_argument('bundle', metavar='BUNDLE', help=_bundle_help)
-    p.add_argument('paths', nargs='+', metavar='PATH', help='pictures, folders or patterns')
+    _add_bundle(p)
+    _add_paths(p)
     p.add_argument('--target', metavar='CLASS', help='the class to look for (the one that is predicted)')
     p.add_argument('--method', choices=METHODS, help='how the map is made (the way that its tests speak for)')
     p.add_argument('--um', type=_number, metavar='MICROMETRES', help='width of a column of pixels of the scan, for a scale bar (no bar)')
@@ -516,8 +520,8 @@ def _add_explain(sub):
 def _add_predict(sub):
     p = _command(sub, 'predict', 'classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs',
         'Classify files. Writes a table with one row per scan: class, probabilities, urgent or not, or why there is no answer. Stopped, it goes on with the same command.')
-    p.add_argument('bundle', metavar='BUNDLE', help=_bundle_help)
-    p.add_argument('paths', nargs='+', metavar='PATH', help='pictures, folders, patterns, zip archives, CSVs of paths, DICOM, volumes as devices export them, URLs')
+    _add_bundle(p)
+    _add_paths(p)
     p.add_argument('--out', metavar='FILE', help='.csv, .parquet or .json (CSV on standard output)')
     p.add_argument('--volumes', metavar='FILE', help='a second table, likewise, with one row per volume: that of its worst slice')
     p.add_argument('--engine', choices=ENGINES, help='torch: PyTorch; onnx: ONNX Runtime; ray: a cluster (onnx where the bundle has it and there is no GPU, else torch)')
@@ -526,14 +530,14 @@ def _add_predict(sub):
 def _add_export(sub):
     p = _command(sub, 'export', 'write a bundle for ONNX Runtime, and in eight bits',
         'Write model.onnx into a bundle, for ONNX Runtime, and with --int8 model.int8.onnx, the network in eight bits.')
-    p.add_argument('bundle', metavar='BUNDLE', help=_bundle_help)
+    _add_bundle(p)
     p.add_argument('data', nargs='?', metavar='DATA', help='with --int8: the folder of scans that the model was trained on')
     p.add_argument('--int8', action='store_true', help='in eight bits too, with what that costs, measured on validation and test scans')
 
 def _add_app(sub):
     p = _command(sub, 'app', 'a page in the browser: upload a scan, read the answer',
         'Serve a page to the browser of this machine, on which one uploads a scan and reads the answer. Keeps no file; Ctrl-C ends it.')
-    p.add_argument('bundle', metavar='BUNDLE', help=_bundle_help)
+    _add_bundle(p)
     p.add_argument('--port', type=_whole, metavar='N', default=8866, help='where it listens, on this machine alone (%(default)s)')
     p.add_argument('--folder', metavar='DIR', help='scans to be offered as examples')
     p.add_argument('--no-browser', dest='open_browser', action='store_false', help='say the address, but open no browser')

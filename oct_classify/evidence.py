@@ -129,7 +129,7 @@ def _strata_say(t):
 def _leak_says(o):
     "What scans that training had met add, in words"
     if o is None: return ''
-    if o['clean']['value'] is None: return f"Every one of the {plural(o['all']['n'], 'test scan')} is of a patient, or a copy of a picture, that training had met: nothing here says how the model does on others."
+    if o['clean']['value'] is None: return f"Every one of the {plural(o['all']['n'], 'test scan')} is of a patient, or shows a picture, that training had met: nothing here says how the model does on others."
     gap = f"{o['gap']['value']*100:+.1f} points ({o['gap']['low']*100:+.1f} to {o['gap']['high']*100:+.1f})"
     return f"Training had met the patient or the picture of {o['leaked']['n']:,} of {plural(o['all']['n'], 'test scan')}: accuracy is {as_text(o['leaked'], 'accuracy')} on these and {as_text(o['clean'], 'accuracy')} on the others. What is stated above for all is off by {gap} against the others alone."
 
