@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu_training import synthetic_pack
+from gpu import synthetic_pack
 from oct_classify.core import quiet
 from oct_classify.network import network
 from oct_classify.pack import packed_loaders

@@ -58,7 +58,7 @@ def test_planted_faults_are_found(root, tmp_path):
     python bench/planted.py [--repeat 5]
 """
 import argparse
-from gpu_training import synthetic_pack, no_such_pack
+from gpu import synthetic_pack, no_such_pack
 from oct_classify.cli import hardware
 from oct_classify.core import *
 from oct_classify.core import CLASSES, no_such_name
@@ -66,4 +66,4 @@ from oct_classify.nowhere import *
 p = argparse.ArgumentParser()
 p.add_argument('--repeat'); p.add_argument('--forgotten'); p.add_argument('--inner', help=argparse.SUPPRESS)
 ''', encoding='utf-8')
-    assert faults(f, root) == ['gpu_training.no_such_pack', 'cli.hardware', 'core.no_such_name', 'nowhere.*', 'usage lacks --forgotten']
+    assert faults(f, root) == ['gpu.no_such_pack', 'cli.hardware', 'core.no_such_name', 'nowhere.*', 'usage lacks --forgotten']
