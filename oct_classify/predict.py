@@ -68,17 +68,20 @@ class _Onnx:
 
 # %% ../nbs/10_predict.ipynb #10a00003
 class _Torch:
-    "A network in PyTorch"
+    "A network in PyTorch, on a GPU in the precision that trained it"
     int8,lanes,bs = False,1,16
-    def __init__(self, net, device=None):
+    def __init__(self, net, device=None, precision='fp32'):
         import torch
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         self.net = net.to(self.device).eval()
+        self.dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision) if self.device.type == 'cuda' else None
+        if self.dtype == torch.bfloat16 and torch.cuda.get_device_capability(self.device)[0] < 8: self.dtype = torch.float16
+        if self.device.type == 'cuda': self.bs = 64
 
     def __call__(self, px, features=True):
         import torch
         from oct_classify.network import both
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.device.type == 'cuda'):
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             x = torch.from_numpy(px).to(self.device)
             out = both(self.net, x) if features else (self.net(x),)
         return [o.float().cpu().numpy() for o in out] + [None]*(not features)
@@ -123,7 +126,7 @@ class OctModel:
     ):
         self.config,self.classes,self.inputs = DEFAULTS | config,tuple(config['classes']),inputs
         if inputs: check_inputs(inputs)
-        self.run = net if isinstance(net, _Onnx) else _Torch(net, device)
+        self.run = net if isinstance(net, _Onnx) else _Torch(net, device, (config.get('recipe') or {}).get('precision'))
 
     @classmethod
     def load(cls,
