@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/duplicates.html.md"""
 
 # %% auto #0
 __all__ = ['RADIUS', 'TOTAL', 'MATCH', 'spectral_hash', 'hash_columns', 'mirrored', 'close_pairs', 'fingerprint', 'match',
-           'find_duplicates', 'duplicate_of']
+           'linked', 'find_duplicates', 'duplicate_of']
 
 # %% ../nbs/02c_duplicates.ipynb #1133a230
 import os
@@ -166,7 +166,18 @@ def _exact(t):
     first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
     return pd.DataFrame(dict(i=first, j=t.index, score=1., way='', kind='exact'))[first != t.index]
 
-def _clusters(n, i, j): return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
+def _graph(n, i, j, weight=None):
+    "Edges between `n` nodes as a sparse matrix with 32-bit indices: SciPy before 1.17.1 takes no others"
+    i,j = np.asarray(i, np.int32),np.asarray(j, np.int32)
+    return coo_array((np.ones(len(i), bool) if weight is None else weight, (i, j)), shape=(n, n))
+
+def linked(
+    n:int, # nodes
+    i, # (E,) one end of each edge
+    j, # (E,) its other end
+)->np.ndarray: # (n,) number of the component that each node belongs to
+    "Which nodes hang together, directly or through others"
+    return connected_components(_graph(n, i, j), directed=False)[1]
 
 # %% ../nbs/02c_duplicates.ipynb #ccd588b2
 _plain = {'': lambda f: f, 'turned': lambda f: f[::-1,::-1]}
@@ -175,7 +186,7 @@ _mirrored = {'mirrored': lambda f: f[:,::-1], 'upside down': lambda f: f[::-1]}
 def _forest(n, links):
     "As few of the links as tie together what all of them tie together, best first"
     o = links.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)
-    tree = minimum_spanning_tree(coo_array((o.index+1., (o.i, o.j)), shape=(n, n)).tocsr())
+    tree = minimum_spanning_tree(_graph(n, o.i, o.j, o.index+1.).tocsr())
     return o.iloc[np.sort(tree.data.astype(int))-1]
 
 def _prove(t, root, pairs, workers, batch=256):
@@ -198,7 +209,7 @@ def _prove(t, root, pairs, workers, batch=256):
 
 def _unlinked(n, done, todo):
     same = done[done.score >= MATCH]
-    c = _clusters(n, same.i, same.j)
+    c = linked(n, same.i, same.j)
     return todo[c[todo.i] != c[todo.j]]
 
 # %% ../nbs/02c_duplicates.ipynb #34c59c51
@@ -231,6 +242,6 @@ def duplicate_of(
 )->pd.Series: # the first path of its like, '' for that first one and for what has no like
     "Which file each file repeats"
     row = pd.Series(np.arange(len(table)), table.path)
-    c = _clusters(len(table), row[pairs.path], row[pairs.twin]) if len(pairs) else np.arange(len(table))
+    c = linked(len(table), row[pairs.path], row[pairs.twin]) if len(pairs) else np.arange(len(table))
     first = table.path.groupby(c).transform('min')
     return first.where(first != table.path, '').rename('duplicate_of')

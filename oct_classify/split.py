@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from .core import *
+from .duplicates import linked
 
 # %% ../nbs/04_split.ipynb #b7d7584d
 def picture(df:pd.DataFrame)->pd.Series:
@@ -43,7 +42,7 @@ def components(
         ii.append(i); jj.append(j+width)
         width += j.max(initial=-1)+1
     i,j = np.concatenate(ii),np.concatenate(jj)
-    return connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(width, width)), directed=False)[1][:n]
+    return linked(width, i, j)[:n]
 
 # %% ../nbs/04_split.ipynb #d4f70e92
 SPLITS = ('train', 'valid', 'test', 'dropped')

@@ -176,3 +176,26 @@ def test_bare_class_folders_beside_a_test_folder(tmp_path, cli):
     shutil.copy(next((d/'CNV').iterdir()), d/'test/CNV/CNV-77-1.jpeg')
     code, _, err = cli('audit', d, '--strict', '--out', tmp_path/'out')
     assert code == 1 and 'shares 1 picture with no folder' in err
+
+
+def test_graphs_have_32_bit_indices(monkeypatch, tmp_path):
+    "SciPy before 1.17.1, which Colab has, takes no others: near duplicates ended `audit` and `run` with a fault of the program"
+    from oct_classify import duplicates
+    from oct_classify.cli import main
+    from oct_classify.phantom import phantom_folder
+
+    def checked(routine):
+        def call(graph, *args, **kwargs):
+            assert {a.dtype.name for a in (graph.tocsr().indices, *graph.tocoo().coords)} == {'int32'}
+            called.add(routine.__name__)
+            return routine(graph, *args, **kwargs)
+        return call
+    called = set()
+    for name in ('connected_components', 'minimum_spanning_tree'): monkeypatch.setattr(duplicates, name, checked(getattr(duplicates, name)))
+    scan = next(phantom_folder(tmp_path/'data', 4, 0, 1, shape=(124, 128)).glob('train/CNV/*'))
+    Image.fromarray(clipped(read_grey(scan)+4.)).save(scan.with_name('CNV-99999-1.jpeg'), quality=95)
+    assert main(['audit', str(tmp_path/'data'), '--out', str(tmp_path/'out')]) == 0
+    pairs = load_table(tmp_path/'out/duplicates.parquet')
+    assert list(pairs.kind) == ['near']
+    split_table(load_table(tmp_path/'out/scans.parquet'), 'patient')
+    assert called == {'connected_components', 'minimum_spanning_tree'}
