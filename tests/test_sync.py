@@ -10,6 +10,7 @@ from importlib.metadata import distribution, metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 LEFT_OUT = shutil.ignore_patterns('.venv', '.git', '_proc', '_docs', '*.egg-info', '__pycache__', 'oct-*', 'build', 'dist', '.pytest_cache', 'data')
 
@@ -56,29 +57,61 @@ def test_docs_pages_can_be_processed(copy):
 def notebooks(root): return sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 
+def first(pattern, cells):
+    "The number of the first code cell that holds this, or None"
+    return next((i for i, c in enumerate(cells) if c['cell_type'] == 'code' and re.search(pattern, ''.join(c['source']), re.M)), None)
+
+
+def comes_late(early, late):
+    "Is there a cell of the second kind without one of the first kind before it?"
+    return late is not None and (early is None or late < early)
+
+
 def faults(nb:Path, root):
     "What is wrong with a notebook"
     o = json.loads(nb.read_text(encoding='utf-8'))
-    src = '\n'.join(''.join(c['source']) for c in o['cells'])
-    out = json.dumps([c.get('outputs') for c in o['cells']])
+    cells = o['cells']
+    src = '\n'.join(''.join(c['source']) for c in cells)
+    out = json.dumps([c.get('outputs') for c in cells])
     rel = nb.relative_to(root).as_posix()
-    return [why for bad,why in ((nb.stat().st_size > 500_000, 'over 500 KB'), ('"output_type": "error"' in out, 'stored error'),
-        (f'colab.research.google.com/github/oct-classify/oct_classify/blob/main/{rel})' not in src, 'badge does not point to itself'),
-        (re.search(r'/(home|root|work|Users)/', out), 'machine path in an output'), (any('id' not in c for c in o['cells']), 'cell without id')) if bad]
+    picture = next((i for i, c in enumerate(cells) if re.search('"image/', json.dumps(c.get('outputs')))), None)
+    found = {
+        'over 500 KB': nb.stat().st_size > 500_000,
+        'stored error': '"output_type": "error"' in out,
+        'badge does not point to itself': f'colab.research.google.com/github/oct-classify/oct_classify/blob/main/{rel})' not in src,
+        'machine path in an output': re.search(r'/(home|root|work|Users)/', out),
+        'cell without id': any('id' not in c for c in cells),
+        'package imported before it is installed': comes_late(first('pip install', cells), first(r'^(from|import) oct_classify', cells)),
+        'figures without %matplotlib inline, so that Jupyter shows words in their place': comes_late(first('^%matplotlib inline', cells), picture)}
+    return [why for why, bad in found.items() if bad]
 
 
 def test_notebooks_are_presentable(root): assert {p.name: f for p in notebooks(root) if (f := faults(p, root))} == {}
 
 
 def test_planted_notebook_faults_are_found(copy):
-    nb = copy/'nbs/00_core.ipynb'
+    nb = copy/'nbs/04_split.ipynb'
     o = json.loads(nb.read_text(encoding='utf-8'))
+    o['cells'] = [c for c in o['cells'] if 'pip install' not in ''.join(c['source'])]
     code = next(c for c in o['cells'] if c['cell_type'] == 'code')
-    code['outputs'] = [dict(output_type='error', ename='E', evalue='/home/me/x', traceback=[])]
+    code['outputs'] = [dict(output_type='error', ename='E', evalue='/home/me/x', traceback=[]), dict(output_type='display_data', data={'image/png': ''}, metadata={})]
     del code['id']
-    text = json.dumps(o).replace('blob/main/nbs/00_core.ipynb', 'blob/main/nbs/00_more.ipynb') + ' '*500_000
+    text = json.dumps(o).replace('blob/main/nbs/04_split.ipynb', 'blob/main/nbs/04_more.ipynb') + ' '*500_000
     nb.write_text(text, encoding='utf-8')
-    assert len(faults(nb, copy)) == 5
+    assert len(faults(nb, copy)) == 7
+
+
+def unpublishable(root):
+    "Why nbdev-docs could not finish: it moves the Markdown that Quarto keeps beside each page"
+    html = yaml.safe_load((root/'nbs/_quarto.yml').read_text(encoding='utf-8'))['format']['html']
+    return [] if html.get('keep-md') is True else ['keep-md: true is missing under html in _quarto.yml']
+
+
+def test_site_can_be_published(root, copy):
+    assert unpublishable(root) == []
+    config = copy/'nbs/_quarto.yml'
+    config.write_text(re.sub(r'keep-md: true', 'keep-md: false', config.read_text(encoding='utf-8')), encoding='utf-8')
+    assert len(unpublishable(copy)) == 1
 
 
 def test_one_repository_address(root):
