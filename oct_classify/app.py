@@ -270,7 +270,7 @@ class Shown:
         except OctError as e: raise OctError(str(e).replace(self.path, self.shown) if self.path else str(e)) from None
 
 def _scans(path, shown):
-    try: return scans_of([path])
+    try: return scans_of([path], lists=shown == str(path)) # a list that was uploaded names no file of this machine
     except OctError as e: raise OctError(str(e).replace(str(path), shown)) from None
 
 def open_scans(

@@ -72,6 +72,7 @@ def predict_files(
     int8:bool=False, # the network in eight bits
     address:str|None=None, # of a Ray cluster, with engine 'ray'; None: this machine
     workers:int|None=None, # with engine 'ray'
+    root=None, # folder that the paths in a CSV are relative to and may not leave; None: that of the CSV
 )->pd.DataFrame: # prediction table
     "Predict scans and write the table; raises `OctError` where not one could be answered"
     for o in (out, volumes): _check_ending(o)
@@ -79,8 +80,8 @@ def predict_files(
     if engine == 'ray':
         if out is None: raise OctError('A cluster needs a place to keep what is done: give --out FILE.')
         from oct_classify.scale import predict_ray
-        t = predict_ray(bundle, paths, f'{out}.parts', address, workers, **(dict(int8=True) if int8 else {}))
-    else: t = _score(bundle, scans_of(paths), out, dict(engine=engine, int8=int8))
+        t = predict_ray(bundle, paths, f'{out}.parts', address, workers, root=root, **(dict(int8=True) if int8 else {}))
+    else: t = _score(bundle, scans_of(paths, root), out, dict(engine=engine, int8=int8))
     write_table(t, out)
     if volumes: write_table(by_volume(t), volumes)
     if out: _clear(out)

@@ -443,9 +443,10 @@ def explain_files(
     method:str=BEST, # one of `METHODS`
     target=None, # class; None: what the model predicts
     um:float|None=None, # micrometres per column
+    root=None, # as of `scans_of`
 )->dict: # 'written': paths of pictures; 'failed': sentences
     "A picture per scan, and a page of them all that grows with each; raises `OctError` where not one scan could be read"
-    scans,rows,whys = scans_of(paths),[],[]
+    scans,rows,whys = scans_of(paths, root),[],[]
     model = OctModel.load(model, engine='torch') if isinstance(model, (str, Path)) else as_model(model)
     out = make_dir(out)
     bar = progress(scans, desc='Drawing maps')

@@ -210,12 +210,13 @@ def predict_ray(
     gpus:float=0, # per worker
     size:int=256, # scans per block
     abstain:bool=True, # from what is no scan
+    root=None, # as of `scans_of`
     **options, # of `OctModel.load`
 )->pd.DataFrame: # the prediction table
     "Predict scans on a Ray cluster; the parts stay in `folder` until somebody clears them; raises `OctError` where the cluster gives up"
     from oct_classify.inputs import scans_of
     files = bundle_files(bundle)
-    parts = Parts(folder, scans_of(paths), dict(bundle=bundle_hash(bundle), abstain=abstain) | options, size)
+    parts = Parts(folder, scans_of(paths, root), dict(bundle=bundle_hash(bundle), abstain=abstain) | options, size)
     return spread(parts, _model_score, (options, cpus, abstain), files, address, workers, cpus, gpus)
 
 # %% ../nbs/12_scale.ipynb #5667b7ef

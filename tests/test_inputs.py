@@ -162,3 +162,55 @@ def test_explain_takes_what_predict_takes(sound, tmp_path, cli):
     assert sorted(p.name for p in (tmp_path/'maps').iterdir()) == [*pictures, 'index.html']
     html = (tmp_path/'maps/index.html').read_text()
     assert all(f'src="{n}"' in html for n in pictures) and 'a study.dcm' in html and 'c.vol#0' in html
+
+
+def rows(scans):
+    "{name: why} of what can't be read, '' for what can"
+    def why(s):
+        try: s.image()
+        except OctError as e: return str(e)
+        return ''
+    return {s.name: why(s) for s in scans}
+
+
+EVIL = ('reference://x::{}', 'file:///etc', 'file:///etc/hostname', 'zip://a.png::{}', 'simplecache::file:///etc/hostname', 'filecache://x', 'memory://x', 'github://a:b@/c', 'local:///etc', 'dir::file:///etc',
+        'python://x', 's3://bucket/a.png::file:///etc/hostname', 'REFERENCE://x')
+
+
+def test_a_list_opens_no_address_that_runs_code(sound, tmp_path, monkeypatch):
+    "A row of a list was handed to fsspec as it is: with some releases of it, `reference://` ran code"
+    put(tmp_path, sound, 'png 8', 'a.png')
+    evil = [o.format((tmp_path/'a.png').as_posix()) for o in EVIL]
+    fsspec = pytest.importorskip('fsspec')
+    monkeypatch.setattr(fsspec.core, 'url_to_fs', lambda *a, **k: pytest.fail(f'opened {a}'))
+    (tmp_path/'list.csv').write_text('path\na.png\n'+'\n'.join(evil)+'\n')
+    got = rows(scans_of(tmp_path/'list.csv'))
+    assert len(got) == 1+len(evil) and [bool(w) for w in got.values()] == [False]+[True]*len(evil)
+    assert all('This address is not opened' in w for w in list(got.values())[1:])
+    for o in evil:
+        with pytest.raises(OctError, match='This address is not opened'): scans_of(o)
+
+
+def test_a_list_stays_in_its_folder(sound, tmp_path):
+    (tmp_path/'inner').mkdir(), (tmp_path/'scans').mkdir()
+    outside, inside = put(tmp_path, sound, 'png 8', 'out.png'), put(tmp_path/'inner', sound, 'png 8', 'in.png')
+    put(tmp_path/'scans', sound, 'png 8', 'b.png')
+    (tmp_path/'inner/link.png').symlink_to(outside)
+    lines = ['in.png', str(inside), '../out.png', str(outside), 'link.png', '/etc/hostname', 'gone.png', '.', 'x/..', 'list.csv', 'in.png,']
+    (tmp_path/'inner/list.csv').write_text('path\n'+'\n'.join(f'"{o}"' for o in lines)+'\n,CNV\n')
+    got = rows(scans_of(tmp_path/'inner/list.csv'))
+    answered = [n for n, why in got.items() if not why]
+    assert answered == [str(inside)] and sum('leads outside the folder of the list' in w for w in got.values()) == 4
+    assert any('names no path' in w for w in got.values()) and any('list within a list' in w for w in got.values())
+    (tmp_path/'inner/list.csv').write_text('path\nb.png\n../out.png\n')
+    got = list(rows(scans_of(tmp_path/'inner/list.csv', root=tmp_path/'scans')).values())
+    assert got[0] == '' and 'leads outside' in got[1]
+    (tmp_path/'inner/list.csv').write_text(f'path\n{outside}\n')
+    assert list(rows(scans_of(tmp_path/'inner/list.csv', root=tmp_path)).values()) == ['']
+
+
+def test_every_line_of_a_list_gives_a_row(sound, tmp_path):
+    put(tmp_path, sound, 'png 8', 'a.png')
+    (tmp_path/'list.csv').write_text('a.png\nb.xyz\nfolder/\nscan 7\n,\n\nhttps://\n')
+    (tmp_path/'folder').mkdir()
+    assert len(scans_of(tmp_path/'list.csv')) == 5  # of the seven lines one is blank and one holds no path and no other word
