@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .bundle import load_bundle_table
 from .checklist import crosswalk, facts_from, read_study, with_study, write_checklist
 from .compare import delong, mcnemar, over_seeds, paired
 from .core import *
@@ -62,19 +63,17 @@ def read_predictions(
     return _once(_answered(sides['test'], notes)), _once(valid) if len(valid) else None, notes
 
 # %% ../nbs/13d_assess.ipynb #4d1f34e4
-def _unseen(bundle, t):
+def _unseen(bundle, config, t):
     "The scans that a bundle was not trained on, and a sentence on those that were left out"
-    f = Path(bundle)/'training.parquet'
-    if not f.exists(): return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
-    seen = load_table(f, 'get the bundle again')
+    seen = load_bundle_table(bundle, config, 'training')
+    if seen is None: return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
     hit = t.sha256.isin(seen.sha256) | t.patient.isin(seen.patient.dropna())
     return t[~hit], [f'{plural(hit.sum(), "scan was", "scans were")} left out, because {"it or other scans of its patient" if hit.sum() == 1 else "they or other scans of their patients"} were used in training.'] if hit.any() else []
 
-def _carried(bundle):
+def _carried(bundle, config):
     "The validation predictions of a bundle, or None"
-    f = Path(bundle)/'predictions.parquet'
-    if not f.exists(): return None
-    t = load_table(f, 'get the bundle again')
+    t = load_bundle_table(bundle, config, 'predictions')
+    if t is None: return None
     v = t[t.split == 'valid'] if 'split' in t else t[:0]
     return check_predictions(v) if len(v) else None
 
@@ -87,14 +86,15 @@ def predict_folder(
     model = OctModel.load(bundle)
     t = scan_table(data, known_classes(model.classes))
     by_folder = model.config.get('request', {}).get('policy') != 'patient' and (t.folder == 'test').any()
-    t,notes = _unseen(bundle, t[t.folder == 'test'] if by_folder else t)
+    valid = _carried(bundle, model.config)
+    t,notes = _unseen(bundle, model.config, t[t.folder == 'test'] if by_folder else t)
     bad = t.error != ''
     if bad.any(): notes.append(f"{plural(bad.sum(), 'scan')} can't be used, e.g. {t.path[bad].iloc[0]}: {t.error[bad].iloc[0]}")
     t = t[~bad]
     if not len(t): raise OctError(' '.join([f'No scan in {data} can be used for a test: name a folder of scans that the model has not met.', *notes[:1]]))
     say(f'Evaluating {plural(len(t), "scan")}' + (' of the test folder' if by_folder else '') + '.')
     p = model.predict([Path(data)/o for o in t.path], t.path, abstain=False).assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
-    return check_predictions(p[p.filter(like='p_').notna().all(axis=1)]), _carried(bundle), notes
+    return check_predictions(p[p.filter(like='p_').notna().all(axis=1)]), valid, notes
 
 # %% ../nbs/13d_assess.ipynb #dc68cd40
 _traits = dict(width='width in pixels', border='share of white border', contrast='contrast at the RPE', spread='raggedness of the RPE', scans='scans of the patient')
@@ -140,7 +140,7 @@ def write_evidence(
     said:dict|None=None, # statements for the checklist
     config:dict|None=None, # of the bundle
     kept:pd.DataFrame|None=None, # predictions to keep; None: `test`
-    **more, # of `write_report`: strata, df, history, verified
+    **more, # of `write_report`: strata, df, history, check
 ):
     "Write predictions.parquet, checklist.csv and report.html: all of an assessment but metrics.json"
     table = crosswalk(with_study(facts_from(m, config, test), said))

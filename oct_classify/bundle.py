@@ -6,7 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'RESEARCH_USE', 'DEFAULTS', 'versions', 'table_hash', 'write_config', 'save_bundle', 'load_config', 'intact',
-           'load_net', 'load_arrays', 'thumbnail', 'neighbour_arrays', 'lookalikes', 'course', 'model_card']
+           'load_net', 'load_arrays', 'load_bundle_table', 'unlisted', 'thumbnail', 'neighbour_arrays', 'lookalikes',
+           'course', 'model_card']
 
 # %% ../nbs/10b_bundle.ipynb #de6dfa01
 import hashlib, json, platform, shutil
@@ -19,6 +20,7 @@ from PIL import Image
 
 from . import __version__
 from .core import *
+from .data import load_table
 from .prepare import VIEWS, as_size
 
 # %% ../nbs/10b_bundle.ipynb #fbc93921
@@ -36,12 +38,16 @@ def table_hash(df:pd.DataFrame)->str:
     return hashlib.sha256('\n'.join(f'{a} {b} {c}' for a,b,c in zip(o.sha256, o.label, o.split)).encode()).hexdigest()
 
 # %% ../nbs/10b_bundle.ipynb #a530cc4d
+def _listed(folder): return sorted(p.name for p in Path(folder).iterdir() if p.name != 'config.json' and not p.name.startswith('.'))
+
 def write_config(
     folder, # of the bundle
     config:dict, # to be written
+    written=None, # names of the files that were just written; None: all
 ):
-    "`config.json`, with the SHA-256 of every file beside it"
-    sums = {p.name: digest(p) for p in sorted(Path(folder).iterdir()) if p.name != 'config.json' and not p.name.startswith('.')}
+    "`config.json`, with the SHA-256 of every file beside it; a file that was not written now keeps the sum that it had, so that none is vouched for anew"
+    sums = {name: digest(Path(folder)/name) for name in (_listed(folder) if written is None else written)}
+    if written is not None: sums = config['sums'] | sums
     text = json.dumps(config | dict(sums=sums), indent=1)
     with atomic_write(Path(folder)/'config.json') as f: f.write(text+'\n')
 
@@ -87,13 +93,17 @@ def save_bundle(
 # %% ../nbs/10b_bundle.ipynb #1c91a6d0
 _types = dict(schema=int, arch=str, classes=list, size=list, view=str, temperature=(int, float), mirror=bool, thresholds=dict)
 
+def _vouched(sums):
+    "Do the sums speak of the network, and of files by name?"
+    return isinstance(sums, dict) and 'model.safetensors' in sums and all(isinstance(v, str) for v in sums.values())
+
 def _share(v): return isinstance(v, float) and 0 <= v <= 1
 
 def _in_range(c):
     "Do the values make sense, each by itself?"
     return (c['view'] in VIEWS and 0 < c['temperature'] < 100 and type(c.get('stages', 0)) is int and 0 <= c.get('stages', 0) <= 9 and len(c['arch']) <= 500
         and 2 <= len(c['classes']) <= 1000 and all(isinstance(k, str) and 0 < len(k) <= 100 for k in c['classes']) and len(set(c['classes'])) == len(c['classes'])
-        and all(map(_share, c['thresholds'].values())) and isinstance(c.get('sums', {}), dict))
+        and all(map(_share, c['thresholds'].values())) and _vouched(c.get('sums')) and isinstance(c.get('recipe') or {}, dict))
 
 def _inside(folder):
     "What may have been meant by a folder that is no bundle"
@@ -127,7 +137,7 @@ def intact(
     for name in names:
         p = Path(bundle)/name
         if not p.is_file(): raise OctError(f'{bundle} holds no {name}: {_remedy(bundle, name)}.')
-        if config.get('sums') and config['sums'].get(name) != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
+        if config['sums'].get(name) != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
 
 # %% ../nbs/10b_bundle.ipynb #4e78f7af
 def _shapes(path):
@@ -168,11 +178,30 @@ def load_arrays(
     "The arrays that lie beside a model; raises `OctError` where they are damaged"
     from safetensors.numpy import load_file
     p = Path(bundle)/f'{name}.safetensors'
-    if not p.is_file() and p.name not in config.get('sums', {}): return None
+    if not p.is_file() and p.name not in config['sums']: return None
     intact(bundle, config, p.name)
     if p.stat().st_size > 2**28: raise OctError(f'{p} is larger than such a file can be: get the bundle again.')
     try: return load_file(p)
     except Exception: raise OctError(f'{p} is damaged: get the bundle again.') from None
+
+# %% ../nbs/10b_bundle.ipynb #ed6367d7
+def load_bundle_table(
+    bundle, # folder
+    config:dict, # of `load_config`
+    name:str, # 'training' or 'predictions'
+)->pd.DataFrame|None: # None where the bundle has none
+    "A table that lies beside a model; raises `OctError` where it is missing, damaged or was exchanged"
+    file = f'{name}.parquet'
+    if not (Path(bundle)/file).is_file() and file not in config['sums']: return None
+    intact(bundle, config, file)
+    return load_table(Path(bundle)/file, 'get the bundle again')
+
+def unlisted(
+    bundle, # folder
+    config:dict, # of `load_config`
+)->list: # names
+    "Files in a bundle that its config.json does not list, so that nobody has checked them"
+    return [name for name in _listed(bundle) if name not in config['sums']]
 
 # %% ../nbs/10b_bundle.ipynb #c7a78012
 def thumbnail(

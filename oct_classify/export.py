@@ -68,8 +68,9 @@ def add_onnx(
     net = load_net(bundle, c)
     with tempfile.TemporaryDirectory(dir=bundle, prefix='.part-') as d:
         write_onnx(net, d, c['size'])
-        for name in ('model.onnx.data', 'model.onnx'): (Path(d)/name).replace(Path(bundle)/name)
-    write_config(bundle, c)
+        names = 'model.onnx.data', 'model.onnx'
+        for name in names: (Path(d)/name).replace(Path(bundle)/name)
+    write_config(bundle, c, names)
 
 # %% ../nbs/10c_export.ipynb #362b0494
 BODY = ['Conv', 'Add', 'Clip', 'Relu', 'MaxPool', 'Mul', 'MatMul'] # written in eight bits; what reads the maps and decides stays as it is
@@ -97,14 +98,13 @@ def write_int8(
         quant_pre_process(Path(d)/'whole.onnx', Path(d)/'shapes.onnx', skip_symbolic_shape=True)
         quantize_static(Path(d)/'shapes.onnx', Path(d)/'int8.onnx', _calibration(pixels), quant_format=QuantFormat.QDQ, op_types_to_quantize=BODY, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         (Path(d)/'int8.onnx').replace(b/'model.int8.onnx')
-    write_config(b, c)
+    write_config(b, c, ['model.int8.onnx'])
 
 # %% ../nbs/10c_export.ipynb #6b95d5f9
 def _held(bundle, data):
     "The scans that the figures of a bundle rest on; raises `OctError` where they are not at hand"
-    f = Path(bundle)/'predictions.parquet'
-    if not f.exists(): raise OctError(f'{bundle} holds no predictions.parquet, on which the cost of eight bits is measured: use a bundle that oct-classify run or train wrote.')
-    t = load_table(f, 'get the bundle again')
+    t = load_bundle_table(bundle, load_config(bundle), 'predictions')
+    if t is None: raise OctError(f'{bundle} holds no predictions.parquet, on which the cost of eight bits is measured: use a bundle that oct-classify run or train wrote.')
     gone = [o for o in t.path if not (Path(data)/o).is_file()]
     if gone: raise OctError(f'{len(gone):,} of the {len(t):,} scans behind the figures of {bundle} are not in {data}, first {gone[0]}: give the folder that it was trained on.')
     return t
@@ -129,5 +129,5 @@ def quantise(
     full,eight = [OctModel.load(bundle, engine='onnx', int8=i).probs(px[ok]).argmax(1) for i in (False, True)]
     y,who = t.label[ok].map(c['classes'].index).to_numpy(),pd.factorize(t.patient[ok].astype('string').fillna(t.path[ok]))[0]
     got = dict(accuracy=share(full == y, who=who), accuracy_int8=share(eight == y, who=who), same=share(full == eight, who=who), scans='validation and test', calibrated_on=int(scans))
-    write_config(bundle, load_config(bundle) | dict(int8=got))
+    write_config(bundle, load_config(bundle) | dict(int8=got), [])
     return got

@@ -138,6 +138,7 @@ class OctModel:
     ):
         "Load a bundle; no code in it is run, and what is damaged is refused with an `OctError`"
         c = load_config(bundle)
+        if extra := unlisted(bundle, c): say(f'{bundle} holds {plural(len(extra), "file")} that its config.json does not list; {"it is" if len(extra) == 1 else "they are"} not read: {", ".join(extra[:3])}.')
         if engine not in (None, 'torch', 'onnx'): raise OctError(f"There is no engine {engine!r}: choose 'torch' or 'onnx'.")
         if int8 and engine == 'torch': raise OctError('Eight bits run on ONNX Runtime alone: choose engine onnx, or full precision.')
         if (engine or _engine(bundle, device, int8)) == 'onnx': net = _Onnx(bundle, c, int8, threads)

@@ -105,6 +105,7 @@ def bundle(tmp_path):
 
 def test_bundle_and_what_it_met(cli, tmp_path, bundle):
     "Not known: a remark. Known: left out. Damaged: what to do, which is not to delete it"
+    from oct_classify.bundle import load_config, write_config
     from oct_classify.data import scan_table
     from oct_classify.phantom import phantom_folder
     d = phantom_folder(tmp_path/'d', 0, 0, 3, shape=(124, 128))
@@ -115,9 +116,11 @@ def test_bundle_and_what_it_met(cli, tmp_path, bundle):
     assert m['test']['accuracy']['n'] == len(t) and m['bundle'] == str(bundle) and 'may have been in training' in m['notes'][0]
     met = t[t.patient == t.patient[0]]
     met[['patient', 'sha256']].to_parquet(bundle/'training.parquet')
+    write_config(bundle, load_config(bundle))
     code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'p', '--resamples', 200)
     assert code == 0 and f'{len(met)} scans were left out' in err and told(tmp_path/'p')['test']['accuracy']['n'] == len(t)-len(met)
     t[['patient', 'sha256']].to_parquet(bundle/'training.parquet')
+    write_config(bundle, load_config(bundle))
     code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'q')
     assert code == 2 and 'name a folder of scans that the model has not met' in err and err.strip().count('\n') == 0
     (bundle/'training.parquet').write_bytes(b'cut short')
