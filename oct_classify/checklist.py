@@ -231,6 +231,7 @@ preprocessing    | stated | Grey, white scanner borders filled, {view_words}, re
 subsets          | stated | No scan of the folder is left out without a reason: {side_counts}.
 missing          | stated | {left_out}
 missing          | partly | {left_out_here} What was left out before is not known.
+missing          | stated | {unread} Scans that can't be read are set aside before training and testing, with a reason; {dropped} scans are on no side, for this and other reasons.
 missing          | stated | Scans that can't be read are set aside before training and testing, with a reason; {dropped} scans are on no side, for this and other reasons.
 categories       | partly | One of {class_names} per scan; how each is defined is not known.
 partition        | stated | {divided}.
@@ -391,11 +392,13 @@ def _counts(o): return ', '.join(f'{k} {v:,}' for k,v in o.items())
 
 def _separation(m, strangers):
     "(what is kept apart, None), or (None, why that is not known)"
-    p,notes = m.get('policy'),' '.join(m.get('notes') or ())
+    p,check = m.get('policy'),m.get('split_check')
     if p not in _apart: return None, _not_apart.get(p)
-    if 'two sides' in notes or 'too good' in notes: return None, 'The guard found a leak between the sides: see the notes of the report'
-    if strangers or 'unknown' in notes: return None, _apart[p]+' as far as patients are known'+(f': those of {strangers:,} test scans are not' if strangers else '')
-    return (None, _apart[p]+' as far as patients are known') if strangers is None else (_apart[p], None)
+    if check and check['leak']: return None, 'The guard found a leak between the sides: see the notes of the report'
+    if check and not check['unknown'] and not strangers: return _apart[p], None
+    hidden = ', '.join(f'{n:,} of {check["scans"][side]:,} {side} scans' for side,n in check['unknown'].items()) if check else ''
+    hidden = hidden or (f'{strangers:,} test scans' if strangers else '')
+    return None, _apart[p]+' as far as patients are known'+(f': those of {hidden} are not' if hidden else '')
 
 def _divided(m):
     "How scans came to their sides, or None where something of it is not known"
@@ -504,11 +507,16 @@ def _names(o):
     "Variables of the strata, from rows of `by_stratum`"
     return [v for v in dict.fromkeys(r['variable'] for r in o or ()) if v != 'all']
 
+def _unread(m):
+    "Which scans could no longer be read, or None"
+    gone = [f'{o["scans"]:,} of {o["of"]:,} {side} scans' for side,o in (m.get('unread') or {}).items()]
+    return f'{", ".join(gone)} could not be read when it was their turn and are in no figure.' if gone else None
+
 def _about_run(m, c):
     "Facts on software, machine and what was kept"
     v,notes = m.get('versions') or c.get('versions') or {},m.get('notes')
     said = (' '.join(notes) or 'No scan was left out.') if notes is not None and 'scans' not in m else None
-    return _known(versions=', '.join(f'{k} {o}' for k,o in v.items()), machine=m.get('hardware'), code_version=v.get('oct_classify'), kept='metrics.json' if m.get('made') else None,
+    return _known(versions=', '.join(f'{k} {o}' for k,o in v.items()), machine=m.get('hardware'), code_version=v.get('oct_classify'), kept='metrics.json' if m.get('made') else None, unread=_unread(m),
         left_out=said if said and 'bundle' in m else None, left_out_here=said if said and 'bundle' not in m else None, strata=', '.join(_names(m.get('strata'))))
 
 # %% ../nbs/08f_checklist.ipynb #f2a3c958

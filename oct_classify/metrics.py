@@ -104,6 +104,9 @@ _stratum = _object(('variable', 'level', 'figure', 'value', 'low', 'high', 'n', 
     n=_whole, patients=_whole, few=_truth, p=_number, p_holm=_number)
 _leak = _object(('all', 'clean', 'leaked', 'gap', 'lead'), **{k: _figure for k in ('all', 'clean', 'leaked', 'gap', 'lead')})
 _difference = _dict(_figure, required=['of', 'minus', 'accuracy'], properties=dict(of=_text, minus=_text))
+_split_check = _object(('scans', 'unknown', 'patients', 'duplicates', 'leak'), scans=_counts, unknown=_counts, patients=_whole, duplicates=_truth,
+    leak=_or_null(_object(('kind', 'count', 'examples'), kind=_text, count=_whole, examples=_list(_list(_text, minItems=2, maxItems=2)))))
+_unread = _dict(_object(('scans', 'of', 'files'), scans=_whole, of=_whole, files=_list(_object(('path', 'why'), path=_text, why=_text), maxItems=20)))
 _met = _object(('patients', 'of_patients', 'scans', 'of_scans', 'pictures'), **{k: _whole for k in ('patients', 'of_patients', 'scans', 'of_scans', 'pictures')})
 
 # %% ../nbs/08g_metrics.ipynb #70d2b9e5
@@ -114,7 +117,7 @@ _evidence = dict(test=_side, valid=_side, confusion=_dict(_object(('classes', 'c
     operating=_list(_operating), abstention=_or_null(_abstention), sets=_or_null(_sets_of), strata=_list(_stratum), leak=_or_null(_leak),
     comparison=_or_null(_object(('against', 'differences'), against=_text, differences=_figures)), seeds=_or_null(_figures))
 _policies = dict(policies=_dict({'$ref': '#'}, minProperties=2), shared=_dict(_met), differences=_list(_difference), unpaired=_list(_list(_text, minItems=2, maxItems=2)))
-_about = dict(patients=_counts, scans=_counts, seconds=_dict(dict(type='number'), required=['total']), notes=_list(_text), made=dict(type='string', format='date-time'), resamples=_whole, policy=_text, seed=_whole,
+_about = dict(patients=_counts, scans=_counts, seconds=_dict(dict(type='number'), required=['total']), notes=_list(_text), split_check=_split_check, unread=_unread, made=dict(type='string', format='date-time'), resamples=_whole, policy=_text, seed=_whole,
     arch=_text, weights=_text, size=_list(_whole, minItems=2, maxItems=2), view=_text, epochs=dict(type=['integer', 'null']), recipe=dict(type=['string', 'null']), temperature=dict(type='number'),
     table=_text, hardware=_text, versions=_dict(_text), bundle=_text, folder=_text, predictions=_text)
 
@@ -138,6 +141,8 @@ KEYS = dict(
     resamples='of patients, for intervals',
     seconds='what took how long',
     notes='what was left out, and why',
+    split_check='what the guard of the split looked at: scans by side, scans of unknown patients by side, known patients, whether near duplicates were looked for, and the first leak',
+    unread='by side: scans that could no longer be read when it was their turn, of how many, and up to 20 of them with the reason',
     policy='how scans were split',
     seed='of the training',
     made='when',

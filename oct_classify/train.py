@@ -636,11 +636,17 @@ def train(
     folder = Path(checkpoints)/request_hash(request) if checkpoints else checkpoint_folder(out, request) if out else None
     history = _teach(oct_learner(dls, net, recipe), net, recipe, weights == 'none', out, folder, request, resume, log, info)
     if recipe.balance == 'prior': without_prior(net, dls.train_ds.y)
-    info |= dict(seconds=round(time.time()-begun, 1), **_statistics(dls.train_ds))
+    info |= dict(seconds=round(time.time()-begun, 1), unread=_unread(dls.train_ds.packed, table), **_statistics(dls.train_ds))
     return Trained(net.cpu().eval(), info, history, (folder,)*bool(folder))
 
 # %% ../nbs/07_train.ipynb #ce42c6b2
 def _classes(table): return tuple(c for c in CLASSES if (table.label == c).any()) + tuple(sorted(set(table.label)-set(CLASSES)))
+
+def _unread(packed, table):
+    "Scans of either side that could be read when the table was made and not when they were packed: {side: {path: why}}"
+    lost = packed.table.error[(packed.table.error != '').to_numpy()].set_axis(packed.table.path[packed.table.error != ''])
+    sides = {side: lost[lost.index.isin(table.path[table.split == side])].to_dict() for side in ('train', 'valid')}
+    return {side: files for side,files in sides.items() if files}
 
 def _sides(table, root, size, view, classes, recipe, seed, out, dev):
     "Packed pixels of both sides as `DataLoaders`"

@@ -121,7 +121,7 @@ def test_strict_and_report(audited):
 def test_clean_split_knows_nothing_of_the_test(planted, audited):
     table = audited[3].reset_index()
     df = split_table(table)
-    assert 'no file or duplicate of one' in check_split(df)
+    assert 'no file or duplicate of one' in str(check_split(df))
     side = df.set_index('path').split
     apart = {('train', 'test'), ('test', 'train'), ('valid', 'test'), ('test', 'valid'), ('train', 'valid'), ('valid', 'train')}
     assert [o for o in (planted.exact | planted.near | planted.conflict).items() if (side[o[0]], side[o[1]]) in apart] == []

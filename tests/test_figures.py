@@ -45,7 +45,7 @@ def test_real_table_and_split(real):
     t = scan_table(real)
     assert (t.error == '').all() and len(t) == 700 and t.folder.value_counts().to_dict() == {'train': 568, 'test': 100, 'val': 32}
     s = split_table(t)
-    assert check_split(s).startswith('Verified') and (s.split != 'dropped').all()
+    assert check_split(s).verified and (s.split != 'dropped').all()
     assert split_table(t).equals(s)
 
 
