@@ -32,8 +32,14 @@ def block(cell):
     return f'```python\n{text(cell)}\n```' + (f'\n\n```\n{out}\n```' if out else '')
 
 
+def page(m, docs):
+    "The address that nbdev gives to a notebook or page"
+    folder, name, anchor = m[1] or '', re.sub(r'^\d\w*?_', '', m[2]), m[3] or ''
+    return f']({docs}{folder}{name}.html{anchor})'
+
+
 def relink(md, docs):
-    md = re.sub(r'\]\((tutorials/)?(?:\d\w*?_)?(\w+)\.(?:ipynb|qmd)(#[\w-]+)?\)', lambda m: f']({docs}{m[1] or ""}{m[2]}.html{m[3] or ""})', md)
+    md = re.sub(r'\]\(((?:\w+/)+)?(\w+)\.(?:ipynb|qmd)(#[\w-]+)?\)', lambda m: page(m, docs), md)
     return re.sub(r'\]\(images/', '](nbs/images/', md)
 
 

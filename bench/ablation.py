@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-import oct_classify.train as room
+import oct_classify.training.learner as room
 from oct_classify.core import quiet
-from oct_classify.data import scan_table
-from oct_classify.evaluate import as_text, figures
-from oct_classify.pack import Augment
-from oct_classify.predict import OctModel
-from oct_classify.split import components
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.figures import as_text, figures
+from oct_classify.training.pack import Augment
+from oct_classify.inference.model import OctModel
+from oct_classify.data.split import components
 
 STRONG = Augment(rotate=10., zoom=.1, shift=.06, brightness=.1, contrast=.2, speckle=.15, erase=.2)
 VARIANTS = dict(base={}, no_augment=dict(augment=None), average=dict(average=.5), best=dict(best=True), small=dict(small=.5), smoothing=dict(smoothing=.1), mixup=dict(mix='mixup'),

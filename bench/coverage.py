@@ -11,9 +11,9 @@ import json
 import numpy as np
 import pandas as pd
 
-import oct_classify.evaluate as ev
-from oct_classify.calibrate import calibration
-from oct_classify.evaluate import check_predictions, figures, imaginary, values
+import oct_classify.evaluation.figures as ev
+from oct_classify.evaluation.calibration import calibration
+from oct_classify.evaluation.figures import check_predictions, figures, imaginary, values
 
 CASES = ((64, 2.5), (64, 4.), (200, 2.5), (200, 4.), (600, 2.5), (600, 4.))
 

@@ -14,11 +14,11 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from oct_classify.core import quiet
-from oct_classify.data import scan_table
-from oct_classify.evaluate import as_text, figures
-from oct_classify.predict import OctModel
-from oct_classify.split import components
-from oct_classify.train import train
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.figures import as_text, figures
+from oct_classify.inference.model import OctModel
+from oct_classify.data.split import components
+from oct_classify.training.learner import train
 
 
 def main():

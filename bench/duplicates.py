@@ -23,8 +23,8 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 def phantom_hashes(n=200):
     from oct_classify.core import CLASSES
-    from oct_classify.duplicates import spectral_hash
-    from oct_classify.phantom import Phantom
+    from oct_classify.data.duplicates import spectral_hash
+    from oct_classify.phantoms.phantom import Phantom
     return np.array([spectral_hash(Phantom(0, CLASSES[i%4], patient=i, shape=(248, 256)).image) for i in range(n)], np.uint64)
 
 
@@ -46,7 +46,7 @@ def hashes(kind, n, seed=0):
 
 
 def one(kind, n, repeat):
-    from oct_classify.duplicates import close_pairs
+    from oct_classify.data.duplicates import close_pairs
     low, high, k = hashes(kind, n)
     seconds = []
     for _ in range(repeat):
@@ -59,9 +59,9 @@ def one(kind, n, repeat):
 
 
 def reading(folder, repeat):
-    from oct_classify.audit import look
+    from oct_classify.data.audit import look
     from oct_classify.core import quiet
-    from oct_classify.data import scan_table
+    from oct_classify.data.scans import scan_table
     quiet()
     rates = []
     for _ in range(repeat+1): # the first warms the file cache

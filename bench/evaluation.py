@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from oct_classify.assess import evaluate
-from oct_classify.calibrate import calibration
+from oct_classify.pipeline import evaluate
+from oct_classify.evaluation.calibration import calibration
 from oct_classify.core import quiet
-from oct_classify.evaluate import check_predictions, figures, imaginary
+from oct_classify.evaluation.figures import check_predictions, figures, imaginary
 
 
 def predictions(n, seed=0):

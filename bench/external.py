@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import ndimage
 
 from oct_classify.core import quiet
-from oct_classify.evaluate import as_text, figures
-from oct_classify.predict import OctModel
-from oct_classify.prepare import prepare_many
+from oct_classify.evaluation.figures import as_text, figures
+from oct_classify.inference.model import OctModel
+from oct_classify.data.prepare import prepare_many
 
 SIGMAS = np.arange(0, 2.01, .1)
 

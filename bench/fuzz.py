@@ -29,9 +29,9 @@ import numpy as np
 from PIL import Image
 
 from oct_classify.core import *
-from oct_classify.inputs import scans_of
-from oct_classify.phantom import Phantom
-from oct_classify.prepare import placed
+from oct_classify.inference.inputs import scans_of
+from oct_classify.phantoms.phantom import Phantom
+from oct_classify.data.prepare import placed
 
 
 def encoded(px, kind, **kw):
@@ -118,15 +118,15 @@ def sound_scans():
 def tiny_bundle(at, onnx=True):
     "A bundle of a tiny network with random weights"
     import torch
-    from oct_classify.network import network
-    from oct_classify.bundle import save_bundle
+    from oct_classify.training.network import network
+    from oct_classify.inference.bundle import save_bundle
     torch.manual_seed(0)
     return save_bundle(at, network('resnet10t', len(CLASSES), (64, 64)), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'), onnx=onnx and bool(find_spec('onnx') and find_spec('onnxscript')))
 
 
 def summed_anew(at):
     "The sums in config.json are those of the files as they are: as if someone had made the bundle on purpose"
-    from oct_classify.bundle import write_config
+    from oct_classify.inference.bundle import write_config
     write_config(at, json.loads((at/'config.json').read_text()))
 
 
@@ -182,7 +182,7 @@ def read_scan(path):
 
 
 def read_bundle(path):
-    from oct_classify.predict import OctModel
+    from oct_classify.inference.model import OctModel
     got = Counter()
     many = 'engine' in inspect.signature(OctModel.load).parameters
     for engine in ('torch', 'onnx') if many else (None,):

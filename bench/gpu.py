@@ -33,7 +33,7 @@ FULL = dict(arch='resnet50', size=224, scans=83_484, bs=256, steps=50, repeat=3,
 
 
 def device():
-    from oct_classify.train import this_device
+    from oct_classify.training.learner import this_device
     return this_device()
 
 
@@ -47,7 +47,7 @@ def peak_gb(): return round(torch.cuda.max_memory_allocated()/1e9, 2) if torch.c
 def real_scans(folder):
     "The folder of OCT_DATA, or of phantoms"
     if os.environ.get('OCT_DATA'): return Path(os.environ['OCT_DATA'])
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.phantoms.phantom import phantom_folder
     return phantom_folder(Path(folder)/'phantoms', 12, 2, 5)
 
 
@@ -56,7 +56,7 @@ def real_scans(folder):
 def synthetic_pack(folder, n, size):
     "A pack of `n` scans of random pixels, without files"
     from oct_classify.core import CLASSES
-    from oct_classify.pack import Packed
+    from oct_classify.training.pack import Packed
     file = Path(folder)/f'{n}x{size}.raw'
     if not file.exists():
         block = np.random.default_rng(0).integers(0, 255, (1000, size, size), dtype=np.uint8)
@@ -97,9 +97,9 @@ def clocked_rate(learn, steps):
 
 
 def our_learner(packed, arch, fixed=False, **options):
-    from oct_classify.network import network
-    from oct_classify.pack import packed_loaders
-    from oct_classify.train import Recipe, callbacks, keep_memory, oct_learner, to_device_fast
+    from oct_classify.training.network import network
+    from oct_classify.training.pack import packed_loaders
+    from oct_classify.training.learner import Recipe, callbacks, keep_memory, oct_learner, to_device_fast
     keep_memory()
     dev = device()
     net = to_device_fast(network(arch, size=packed.size), dev)
@@ -137,8 +137,8 @@ def fastai(c, folder):
     "`ImageDataLoaders`, `aug_transforms`, `to_fp16`, all workers, from JPEG; ours on the same scans, packed"
     from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, vision_learner
     import torchvision.models as tv
-    from oct_classify.data import scan_table
-    from oct_classify.pack import pack
+    from oct_classify.data.scans import scan_table
+    from oct_classify.training.pack import pack
     root = real_scans(folder)
     table = scan_table(root)
     table = table[table.error == ''].reset_index(drop=True)
@@ -171,7 +171,7 @@ def command(*args, **kw): return subprocess.run([sys.executable, '-W', 'ignore',
 
 def resnet_options(c):
     "ImageNet weights where a hub can be reached, else a random start and more epochs"
-    from oct_classify.network import hub_answers
+    from oct_classify.training.network import hub_answers
     if c['arch'] == 'resnet50' and hub_answers('resnet50'): return ['--arch', 'resnet50']
     return ['--arch', c['arch'], '--size', c['size'], '--weights', 'none', '--epochs', c['epochs']]
 
@@ -227,8 +227,8 @@ def a_bundle(c, folder, data):
 
 def predict(c, folder):
     "From files on the GPU, against pixels in memory; then the same bundle on the CPU: do the figures agree?"
-    from oct_classify.predict import OctModel
-    from oct_classify.prepare import prepare_many
+    from oct_classify.inference.model import OctModel
+    from oct_classify.data.prepare import prepare_many
     data = real_scans(folder)
     b = a_bundle(c, folder, data)
     files = sorted(data.glob('test/*/*')) or sorted(data.rglob('*.jp*g'))
@@ -256,7 +256,7 @@ def rate(work, n):
 
 def agreement(gpu, bundle, pixels):
     "GPU in the precision of training, CPU in full precision by both engines"
-    from oct_classify.predict import OctModel
+    from oct_classify.inference.model import OctModel
     p, out = gpu.probs(pixels), {}
     for name, kw in dict(cpu=dict(engine='torch', device='cpu'), onnx=dict(engine='onnx')).items():
         try: q = OctModel.load(bundle, **kw).probs(pixels)
@@ -274,7 +274,7 @@ def agreement(gpu, bundle, pixels):
 def memory(c, folder):
     "A step that does not fit: is the batch size that the error names one that fits? Held to 8 GB, so that every card is asked the same"
     from oct_classify.core import OctError
-    from oct_classify.train import fine_tune, memory_advice
+    from oct_classify.training.learner import fine_tune, memory_advice
     if not torch.cuda.is_available(): return dict(skipped='no GPU')
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1., 8e9/total))

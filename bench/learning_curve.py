@@ -15,11 +15,11 @@ import pandas as pd
 from fastai.vision.all import ImageDataLoaders, Normalize, Resize, aug_transforms, vision_learner
 
 from oct_classify.core import CLASSES, quiet, set_seed
-from oct_classify.data import scan_table
-from oct_classify.evaluate import as_text, figures
-from oct_classify.network import FALLBACK, pretrained
-from oct_classify.predict import OctModel
-from oct_classify.recipes import enough, fast
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.figures import as_text, figures
+from oct_classify.training.network import FALLBACK, pretrained
+from oct_classify.inference.model import OctModel
+from oct_classify.training.recipes import enough, fast
 
 
 def drawn(t, n, seed):

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from oct_classify.core import *
-from oct_classify.data import scan_table
-from oct_classify.evaluate import share
-from oct_classify.explain import *
-from oct_classify.phantom import Phantom, _jpeg, phantom_folder
-from oct_classify.predict import OctModel
-from oct_classify.prepare import placed
-from oct_classify.recipes import fast
-from oct_classify.split import split_table
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.figures import share
+from oct_classify.evaluation.heatmaps import *
+from oct_classify.phantoms.phantom import Phantom, _jpeg, phantom_folder
+from oct_classify.inference.model import OctModel
+from oct_classify.data.prepare import placed
+from oct_classify.training.recipes import fast
+from oct_classify.data.split import split_table
 
 SHAPE, LESIONS = (248, 256), ('CNV', 'DME', 'DRUSEN')
 MOST = dict(grad_cam=150, layer_cam=150, integrated_gradients=45, occlusion=15) # patients, where a method is slow

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from gpu import synthetic_pack
 from oct_classify.core import quiet
-from oct_classify.network import network
-from oct_classify.pack import packed_loaders
-from oct_classify.train import Recipe, callbacks, fine_tune, keep_memory, oct_learner, to_device_fast
+from oct_classify.training.network import network
+from oct_classify.training.pack import packed_loaders
+from oct_classify.training.learner import Recipe, callbacks, fine_tune, keep_memory, oct_learner, to_device_fast
 
 
 def main():

@@ -19,8 +19,8 @@ from scipy import ndimage
 from scipy.stats import binomtest
 
 from oct_classify.core import *
-from oct_classify.ood import *
-from oct_classify.prepare import find_retina, placed
+from oct_classify.inference.ood import *
+from oct_classify.data.prepare import find_retina, placed
 
 DEVELOPMENT = ('astronaut', 'brick', 'camera', 'cell', 'chelsea', 'coffee', 'chessboard_RGB')
 PHOTOS = ('coins.png', 'color.png', 'grass.png', 'gravel.png', 'horse.png', 'hubble_deep_field.jpg', 'ihc.png', 'motorcycle_left.png', 'moon.png', 'rocket.jpg', 'clock_motion.png', 'phantom.png')
@@ -213,7 +213,7 @@ def sheet(path, pictures):
 
 
 def main():
-    from oct_classify.predict import OctModel
+    from oct_classify.inference.model import OctModel
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('bundle', type=Path); p.add_argument('data', type=Path); p.add_argument('--external', type=Path); p.add_argument('--n', type=int, default=500)
     p.add_argument('--seed', type=int, default=2026); p.add_argument('--refit', action='store_true'); p.add_argument('--json', type=Path); p.add_argument('--sheet', type=Path)

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from oct_classify.core import *
-from oct_classify.data import scan_table
-from oct_classify.evaluate import as_text, confusion, figures
-from oct_classify.network import pretrained
-from oct_classify.pack import Packed, packed_loaders
-from oct_classify.phantom import Phantom
-from oct_classify.predict import OctModel
-from oct_classify.prepare import as_size, prepare_many
-from oct_classify.train import Recipe, callbacks, fine_tune, fit_head, oct_learner
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.figures import as_text, confusion, figures
+from oct_classify.training.network import pretrained
+from oct_classify.training.pack import Packed, packed_loaders
+from oct_classify.phantoms.phantom import Phantom
+from oct_classify.inference.model import OctModel
+from oct_classify.data.prepare import as_size, prepare_many
+from oct_classify.training.learner import Recipe, callbacks, fine_tune, fit_head, oct_learner
 
 SHAPES = (496, 512), (496, 512), (496, 512), (496, 768) # as real scans: one in four is wide; the shape does not go with the class
 

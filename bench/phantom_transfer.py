@@ -18,11 +18,11 @@ from phantom_to_real import learner, phantoms
 
 import torch
 from oct_classify.core import *
-from oct_classify.data import scan_table
-from oct_classify.network import network
-from oct_classify.prepare import prepare_many
-from oct_classify.split import components
-from oct_classify.train import Recipe, callbacks, fine_tune
+from oct_classify.data.scans import scan_table
+from oct_classify.training.network import network
+from oct_classify.data.prepare import prepare_many
+from oct_classify.data.split import components
+from oct_classify.training.learner import Recipe, callbacks, fine_tune
 
 
 def few(t, k, seed):

@@ -16,12 +16,12 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from oct_classify.core import CLASSES, quiet
-from oct_classify.data import scan_table
-from oct_classify.evaluate import as_text, figures
-from oct_classify.pack import pack
-from oct_classify.predict import OctModel
-from oct_classify.recipes import best, fast
-from oct_classify.split import components
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.figures import as_text, figures
+from oct_classify.training.pack import pack
+from oct_classify.inference.model import OctModel
+from oct_classify.training.recipes import best, fast
+from oct_classify.data.split import components
 
 ARCHS = inspect.signature(best).parameters['arch'].default.split('+')
 SHOW = ('accuracy', 'weighted_error', 'urgent_auc', 'macro_auc')

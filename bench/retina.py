@@ -16,11 +16,11 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 
-from oct_classify.audit import _held_out, balanced_accuracy, examine, shortcuts
+from oct_classify.data.audit import _held_out, balanced_accuracy, examine, shortcuts
 from oct_classify.core import *
-from oct_classify.phantom import Phantom
-from oct_classify.prepare import *
-from oct_classify.split import components
+from oct_classify.phantoms.phantom import Phantom
+from oct_classify.data.prepare import *
+from oct_classify.data.split import components
 
 TILE = (96, 144)
 

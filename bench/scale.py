@@ -29,7 +29,7 @@ from oct_classify.core import CLASSES, quiet, set_seed
 
 def make_scans(folder, n, different=240):
     "`n` files under distinct names, of `different` phantoms"
-    from oct_classify.phantom import Phantom
+    from oct_classify.phantoms.phantom import Phantom
     from PIL import Image
     source = Path(folder)/'source'
     source.mkdir(parents=True)
@@ -42,8 +42,8 @@ def make_scans(folder, n, different=240):
 
 
 def make_bundle(folder, arch, size):
-    from oct_classify.bundle import save_bundle
-    from oct_classify.network import network
+    from oct_classify.inference.bundle import save_bundle
+    from oct_classify.training.network import network
     set_seed(0)
     return save_bundle(folder, network(arch, 4, size).eval(), dict(arch=arch, classes=list(CLASSES), size=list(size), view='whole', mirror=False), onnx=True)
 
@@ -54,13 +54,13 @@ def files_of(a): return sorted(map(str, (Path(a.dir)/'scans').rglob('*.jpeg')))[
 def job(a):
     "One run, in a process of its own"
     quiet()
-    from oct_classify.parts import Parts, bundle_hash, work_off
+    from oct_classify.inference.parts import Parts, bundle_hash, work_off
     bundle = f'{a.dir}/bundle'
     if a.job == 'one':
-        from oct_classify.predict import OctModel
+        from oct_classify.inference.model import OctModel
         t = work_off(Parts(a.parts, files_of(a), dict(bundle=bundle_hash(bundle)), a.block), OctModel.load(bundle).predict)
     else:
-        from oct_classify.scale import predict_ray
+        from oct_classify.inference.scale import predict_ray
         t = predict_ray(bundle, files_of(a), a.parts, workers=a.workers, cpus=a.cpus, size=a.block)
     t.to_parquet(a.table)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from recipes import gather, predictions
 
 from oct_classify.core import quiet
-from oct_classify.data import scan_table
-from oct_classify.strata import by_stratum, plot_strata, scan_traits, strata_table
+from oct_classify.data.scans import scan_table
+from oct_classify.evaluation.strata import by_stratum, plot_strata, scan_traits, strata_table
 
 BY = ['width', 'border', 'found', 'contrast', 'spread', 'bow', 'tilt', 'scans']
 

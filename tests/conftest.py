@@ -25,7 +25,7 @@ def real():
 
 @pytest.fixture(scope='session')
 def offline():
-    from oct_classify.network import FALLBACK, offline_file
+    from oct_classify.training.network import FALLBACK, offline_file
     if not offline_file(FALLBACK): pytest.skip("the extra 'offline' is not installed")
     return FALLBACK
 
@@ -33,7 +33,7 @@ def offline():
 @pytest.fixture
 def no_onnx(monkeypatch):
     "Bundles for PyTorch alone, which saves the seconds of an export where a test is about something else"
-    monkeypatch.setattr('oct_classify.export.write_onnx', lambda *a: None)
+    monkeypatch.setattr('oct_classify.inference.onnx.write_onnx', lambda *a: None)
 
 
 @pytest.fixture

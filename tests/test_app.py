@@ -19,9 +19,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from oct_classify.bundle import save_bundle
+from oct_classify.inference.bundle import save_bundle
 from oct_classify.core import CLASSES
-from oct_classify.phantom import Phantom
+from oct_classify.phantoms.phantom import Phantom
 
 pytestmark = pytest.mark.xdist_group('app')  # one process for all: what the fixtures make is made once
 
@@ -32,7 +32,7 @@ EVIL = '<img src=x onerror=window.hit=1>.png'
 
 @pytest.fixture(scope='module')
 def bundle(tmp_path_factory):
-    from oct_classify.network import network
+    from oct_classify.training.network import network
     config = dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole', thresholds=dict(urgent=.5, confidence=.1))
     return save_bundle(tmp_path_factory.mktemp('app')/'bundle', network('resnet10t', 4, (64, 64)), config)
 
@@ -120,7 +120,7 @@ def probabilities(page): return {o.get_attribute('data-class'): float(o.get_attr
 
 
 def test_upload_is_answered_as_predict_does(page, bundle, scans):
-    from oct_classify.predict import OctModel
+    from oct_classify.inference.model import OctModel
     want = OctModel.load(bundle, engine='torch').predict([scans/'CNV-5-1.png']).iloc[0]
     page.send('Upload a scan', scans/'CNV-5-1.png')
     head = page.shown('.head', 'CNV-5-1.png')
@@ -151,7 +151,7 @@ def test_a_zip_is_leafed_through(page, scans):
 
 
 def test_many_scans_and_their_csv(page, bundle, scans):
-    from oct_classify.predict import OctModel
+    from oct_classify.inference.model import OctModel
     files = [scans/o for o in ('CNV-5-1.png', 'NORMAL-5-1.png', 'words.png')]
     want = OctModel.load(bundle, engine='torch').predict(files)
     page.tab('Many scans')

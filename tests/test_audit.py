@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from oct_classify.core import CLASSES, patient, read_grey
-from oct_classify.data import load_table
-from oct_classify.split import check_split, split_table
+from oct_classify.data.scans import load_table
+from oct_classify.data.split import check_split, split_table
 
 pytestmark = pytest.mark.xdist_group('audit')  # one process for all: what the fixtures make is made once
 
@@ -131,7 +131,7 @@ def test_clean_split_knows_nothing_of_the_test(planted, audited):
 
 
 def test_untouched_scans_have_no_copy(real, tmp_path):
-    from oct_classify.audit import bias, examine, remarks
+    from oct_classify.data.audit import bias, examine, remarks
     table, pairs = examine(real, tmp_path)
     assert len(table) == 700 and len(pairs) == 0 and bias(table) == remarks(table) == []
 
@@ -147,8 +147,8 @@ def test_names_only(real, cli, tmp_path):
 
 def test_a_picture_kept_many_times_is_one_picture(tmp_path):
     "Sixty qualities of one picture, once under another class and once in test: one conflict, sixty files, one link fewer"
-    from oct_classify.audit import conflicts, examine, findings
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.data.audit import conflicts, examine, findings
+    from oct_classify.phantoms.phantom import phantom_folder
     d = phantom_folder(tmp_path/'eyes', 3, 0, 2, shape=(248, 256))
     g = read_grey(d/'train/CNV/CNV-1000-1.jpeg')
     for q in range(40, 98): Image.fromarray(g).save(d/f'train/CNV/CNV-{5000+q}-1.jpeg', quality=q)
@@ -161,8 +161,8 @@ def test_a_picture_kept_many_times_is_one_picture(tmp_path):
 
 @pytest.mark.parametrize('side', ['train', 'test'])
 def test_unreadable_files_leak_nothing(tmp_path, side):
-    from oct_classify.audit import bias, examine
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.data.audit import bias, examine
+    from oct_classify.phantoms.phantom import phantom_folder
     d = phantom_folder(tmp_path/'eyes', 2, 0, 2, shape=(124, 128))
     other = next((d/('test' if side == 'train' else 'train')/'CNV').iterdir())
     (d/side/'CNV'/other.name.replace('-1.', '-9.')).write_bytes(b'')
@@ -170,7 +170,7 @@ def test_unreadable_files_leak_nothing(tmp_path, side):
 
 
 def test_bare_class_folders_beside_a_test_folder(tmp_path, cli):
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.phantoms.phantom import phantom_folder
     d = phantom_folder(tmp_path/'eyes', 2, 0, 2, shape=(124, 128))
     for c in CLASSES: (d/'train'/c).rename(d/c)
     shutil.copy(next((d/'CNV').iterdir()), d/'test/CNV/CNV-77-1.jpeg')
@@ -180,9 +180,9 @@ def test_bare_class_folders_beside_a_test_folder(tmp_path, cli):
 
 def test_graphs_have_32_bit_indices(monkeypatch, tmp_path):
     "SciPy before 1.17.1, which Colab has, takes no others: near duplicates ended `audit` and `run` with a fault of the program"
-    from oct_classify import duplicates
+    from oct_classify.data import duplicates
     from oct_classify.cli import main
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.phantoms.phantom import phantom_folder
 
     def checked(routine):
         def call(graph, *args, **kwargs):

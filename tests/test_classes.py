@@ -2,8 +2,8 @@
 import json
 
 import pandas as pd
-from oct_classify.bundle import load_config
-from oct_classify.phantom import phantom_folder
+from oct_classify.inference.bundle import load_config
+from oct_classify.phantoms.phantom import phantom_folder
 
 OWN = dict(CNV='AMD', DME='ERM', NORMAL='NORMAL')
 

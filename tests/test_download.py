@@ -16,10 +16,10 @@ from collections import Counter
 import pytest
 
 from kaggle_server import DATASET, STORAGE, TOKEN, KaggleServer
-from oct_classify import download as room
+from oct_classify.data import download as room
 from oct_classify.core import *
-from oct_classify.data import find_scans
-from oct_classify.download import download, unpack
+from oct_classify.data.scans import find_scans
+from oct_classify.data.download import download, unpack
 
 SECRETS = 'planted-token', 'planted-key', 'planted-signature'
 
@@ -234,7 +234,7 @@ def test_too_little_room(server, tmp_path, monkeypatch):
     assert 'are needed' in refused(tmp_path/'d') and os.listdir(tmp_path/'d') == []
 
 
-RUN = 'import sys; from oct_classify.download import download; from oct_classify.core import *\ntry: download(sys.argv[1])\nexcept OctError as e: sys.exit(str(e))'
+RUN = 'import sys; from oct_classify.data.download import download; from oct_classify.core import *\ntry: download(sys.argv[1])\nexcept OctError as e: sys.exit(str(e))'
 LIMIT = 'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (%d,)*2)\n'
 
 
@@ -302,7 +302,7 @@ def test_killed_at_twenty_random_moments(tmp_path):
     "kill -9 anywhere between the first byte and the last file; the next call always ends complete and verified"
     want = archive(tmp_path/'a.zip', n=15, size=40_000)
     spawn = multiprocessing.get_context('forkserver') # the client is imported once, not twenty times
-    spawn.set_forkserver_preload(['pytest', 'kagglesdk.kaggle_client', 'oct_classify.download'])
+    spawn.set_forkserver_preload(['pytest', 'kagglesdk.kaggle_client', 'oct_classify.data.download'])
     size, rnd, hit = (tmp_path/'a.zip').stat().st_size, random.Random(7), Counter()
 
     def reached(dest, moment):
@@ -394,5 +394,5 @@ def test_the_official_command_line_takes_this_server_for_kaggle(server, made, tm
 
 
 def test_neither_torch_nor_fastai_nor_the_client_is_imported():
-    code = 'import sys, oct_classify.download; print([o for o in ("torch", "fastai", "kaggle", "kagglesdk") if o in sys.modules])'
+    code = 'import sys, oct_classify.data.download; print([o for o in ("torch", "fastai", "kaggle", "kagglesdk") if o in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

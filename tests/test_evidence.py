@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oct_classify.evaluate import imaginary
-from oct_classify.metrics import KEYS, METRICS_SCHEMA
+from oct_classify.evaluation.figures import imaginary
+from oct_classify.reporting.metrics import KEYS, METRICS_SCHEMA
 
 FAULTS = {
     'lacks label': lambda t: t.drop(columns='label'),
@@ -97,17 +97,17 @@ def test_rows_without_an_answer(cli, tmp_path):
 @pytest.fixture
 def bundle(tmp_path):
     "A bundle of a network that knows nothing, which does not say what it was trained on"
-    from oct_classify.bundle import save_bundle
+    from oct_classify.inference.bundle import save_bundle
     from oct_classify.core import CLASSES
-    from oct_classify.network import network
+    from oct_classify.training.network import network
     return save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'))
 
 
 def test_bundle_and_what_it_met(cli, tmp_path, bundle):
     "Not known: a remark. Known: left out. Damaged: what to do, which is not to delete it"
-    from oct_classify.bundle import load_config, write_config
-    from oct_classify.data import scan_table
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.inference.bundle import load_config, write_config
+    from oct_classify.data.scans import scan_table
+    from oct_classify.phantoms.phantom import phantom_folder
     d = phantom_folder(tmp_path/'d', 0, 0, 3, shape=(124, 128))
     t = scan_table(d)
     code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'o', '--resamples', 200)

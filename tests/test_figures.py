@@ -5,9 +5,9 @@ import jsonschema
 import pandas as pd
 import pytest
 
-from oct_classify.data import load_table, scan_table
-from oct_classify.metrics import KEYS, METRICS_SCHEMA
-from oct_classify.split import check_split
+from oct_classify.data.scans import load_table, scan_table
+from oct_classify.reporting.metrics import KEYS, METRICS_SCHEMA
+from oct_classify.data.split import check_split
 
 
 def metrics(d):
@@ -31,7 +31,7 @@ def test_demo_learns(cli, offline, tmp_path):
 
 def test_same_seed_same_figures(cli, offline, tmp_path):
     "With pretrained weights, head and one epoch of all layers"
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.phantoms.phantom import phantom_folder
     d = phantom_folder(tmp_path/'d', 6, 1, 3, shape=(124, 128))
     for o in ('a', 'b'): assert cli('run', d, '--arch', offline, '--size', '64', '--epochs', '1', '--seed', '7', '--out', tmp_path/o, '--quiet')[0] == 0
     assert metrics(tmp_path/'a') == metrics(tmp_path/'b')
@@ -41,7 +41,7 @@ def test_same_seed_same_figures(cli, offline, tmp_path):
 
 
 def test_real_table_and_split(real):
-    from oct_classify.split import split_table
+    from oct_classify.data.split import split_table
     t = scan_table(real)
     assert (t.error == '').all() and len(t) == 700 and t.folder.value_counts().to_dict() == {'train': 568, 'test': 100, 'val': 32}
     s = split_table(t)
@@ -58,8 +58,8 @@ def test_real_head_alone(cli, real, offline, tmp_path):
 
 def test_blocked_hub_falls_back(cli, offline, no_onnx, tmp_path, monkeypatch):
     "resnet50 behind a firewall: one line says what takes its place, and so does the report"
-    import oct_classify.network as network
-    from oct_classify.phantom import phantom_folder
+    import oct_classify.training.network as network
+    from oct_classify.phantoms.phantom import phantom_folder
 
     def blocked(url, timeout=5): raise network.HubError(f'{url} is not reachable from here.')
     monkeypatch.setattr(network, '_probe', blocked)
@@ -75,7 +75,7 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     "Two policies side by side: who leaked, and the difference, counted a second way from the files"
     import numpy as np
     from oct_classify.core import CLASSES
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.phantoms.phantom import phantom_folder
     d = phantom_folder(tmp_path/'d', 8, 1, 4, shape=(124, 128))
     for c in CLASSES: # one test patient per class gets a scan in training
         old, of = sorted((d/'train'/c).iterdir())[0], sorted((d/'test'/c).iterdir())[0]

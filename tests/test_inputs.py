@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oct_classify import volumes
+from oct_classify.inference import formats as volumes
 from oct_classify.core import OctError
-from oct_classify.inputs import scans_of
-from oct_classify.prepare import placed
+from oct_classify.inference.inputs import scans_of
+from oct_classify.data.prepare import placed
 
 pytestmark = pytest.mark.xdist_group('inputs')  # one process for all: what the fixtures make is made once
 
@@ -40,7 +40,7 @@ def put(folder, sound, kind, name=None):
 
 def test_import_is_light():
     heavy = ('torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pydicom', 'fsspec', 'oct_converter', 'eyepy')
-    code = f'import sys, oct_classify.inputs; print([m for m in {heavy} if m in sys.modules])'
+    code = f'import sys, oct_classify.inference.inputs; print([m for m in {heavy} if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 
@@ -149,9 +149,9 @@ def test_without_the_extra(sound, tmp_path, monkeypatch):
 def test_explain_takes_what_predict_takes(sound, tmp_path, cli):
     "DICOM, a zip with a volume in it, a list: a picture per scan, under a name that is safe"
     pytest.importorskip('pydicom')
-    from oct_classify.bundle import save_bundle
+    from oct_classify.inference.bundle import save_bundle
     from oct_classify.core import CLASSES
-    from oct_classify.network import network
+    from oct_classify.training.network import network
     b = save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'))
     for k in ('zip', 'png 8'): put(tmp_path, sound, k)
     put(tmp_path, sound, 'dicom rle 1', 'a study.dcm')

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from oct_classify.core import CLASSES, OctError, patient
-from oct_classify.ood import *
-from oct_classify.phantom import Phantom
-from oct_classify.prepare import placed
+from oct_classify.inference.ood import *
+from oct_classify.phantoms.phantom import Phantom
+from oct_classify.data.prepare import placed
 
 pytestmark = pytest.mark.xdist_group('ood')  # one process for all: what the fixtures make is made once
 
@@ -97,7 +97,7 @@ def test_any_picture_gives_a_row(learned):
 
 
 def test_answering_needs_numpy_alone(root):
-    code = "import sys, oct_classify.ood as o; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pandas', 'skimage'}))"
+    code = "import sys, oct_classify.inference.ood as o; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pandas', 'skimage'}))"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root).stdout.strip() == '[]'
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from oct_classify.core import *
-from oct_classify.data import load_table
-from oct_classify.phantom import phantom_folder
+from oct_classify.data.scans import load_table
+from oct_classify.phantoms.phantom import phantom_folder
 
 pytestmark = pytest.mark.usefixtures('no_onnx')
 

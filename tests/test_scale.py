@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from oct_classify.core import *
-from oct_classify.parts import *
+from oct_classify.inference.parts import *
 
 SCANS = [f'CNV-{i}-1.jpeg' for i in range(25)]
 ray = pytest.mark.skipif(not importlib.util.find_spec('ray'), reason="the extra 'ray' is not installed")
@@ -51,9 +51,9 @@ def test_parts_on_planted_faults(folder):
 
 DRIVER = '''
 import os, sys, time
-from oct_classify.inputs import scans_of
-from oct_classify.parts import *
-from oct_classify.scale import _model_score, spread
+from oct_classify.inference.inputs import scans_of
+from oct_classify.inference.parts import *
+from oct_classify.inference.scale import _model_score, spread
 data, bundle, folder = sys.argv[1:]
 def make(files, options, cpus):
     score = _model_score(files, options, cpus)
@@ -69,9 +69,9 @@ spread(Parts(folder, scans_of(data), dict(bundle=bundle_hash(bundle), abstain=Tr
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
     "60 scans of phantoms, and a small network with random weights"
-    from oct_classify.bundle import save_bundle
-    from oct_classify.network import network
-    from oct_classify.phantom import phantom_folder
+    from oct_classify.inference.bundle import save_bundle
+    from oct_classify.training.network import network
+    from oct_classify.phantoms.phantom import phantom_folder
     d = tmp_path_factory.mktemp('scale')
     data = phantom_folder(d/'data', 5, 0, 0, scans=3, shape=(124, 128))
     set_seed(0)
@@ -94,12 +94,12 @@ def gone(pid):
 @ray
 @pytest.mark.skipif(sys.platform != 'linux', reason='processes are watched through /proc')
 def test_worker_and_driver_killed(work, tmp_path, capsys):
-    from oct_classify.audit import look
-    from oct_classify.batch import predict_files
-    from oct_classify.data import kept_table
-    from oct_classify.inputs import scans_of
-    from oct_classify.predict import OctModel
-    from oct_classify.scale import cluster, predict_ray, scan_table_ray, spread
+    from oct_classify.data.audit import look
+    from oct_classify.inference.batch import predict_files
+    from oct_classify.data.scans import kept_table
+    from oct_classify.inference.inputs import scans_of
+    from oct_classify.inference.model import OctModel
+    from oct_classify.inference.scale import cluster, predict_ray, scan_table_ray, spread
     data, bundle = work
     folder, script = tmp_path/'parts', tmp_path/'driver.py'
     script.write_text(DRIVER)
@@ -139,13 +139,13 @@ def test_worker_and_driver_killed(work, tmp_path, capsys):
 
 @ray
 def test_no_cluster_there():
-    from oct_classify.scale import cluster
+    from oct_classify.inference.scale import cluster
     with pytest.raises(OctError, match='127.0.0.1:1 does not answer'):
         with cluster('127.0.0.1:1'): pass
 
 
 def test_ray_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    from oct_classify.scale import cluster
+    from oct_classify.inference.scale import cluster
     with pytest.raises(OctError, match=r'oct_classify\[ray\]'):
         with cluster(): pass

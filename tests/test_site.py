@@ -54,7 +54,7 @@ def broken(root):
 def badges(root):
     "Links of README into the docs site that no page answers"
     docs = re.findall(r'https://[\w.-]+\.github\.io/oct_classify/([\w/-]+)\.html', (root/'README.md').read_text(encoding='utf-8'))
-    there = {re.sub(r'^\d\w*?_', '', p.relative_to(root/'nbs').with_suffix('').as_posix()) for p in pages(root)}
+    there = {(p.parent/re.sub(r'^\d\w*?_', '', p.stem)).relative_to(root/'nbs').as_posix() for p in pages(root)}
     return sorted(set(docs)-there)
 
 
@@ -67,7 +67,7 @@ def foreign(root):
 def nameless(root):
     "Exported functions and classes without a docstring, and functions over 40 lines"
     out = []
-    for p in sorted((root/'oct_classify').glob('[a-z]*.py')):
+    for p in sorted((root/'oct_classify').rglob('[a-z]*.py')):
         tree = ast.parse(p.read_text(encoding='utf-8'))
         for o in ast.walk(tree):
             if isinstance(o, ast.FunctionDef) and o.end_lineno-o.lineno >= 40: out.append(f'{p.name}: {o.name} is longer than 40 lines')
@@ -96,11 +96,11 @@ def test_planted_faults_are_found(copy):
     assert sorted(broken(copy)) == ['more.qmd: gone.ipynb', 'more.qmd: images/none.png', 'more.qmd: learn.qmd#no-such-part', 'sidebar lacks more.qmd']
     with (copy/'README.md').open('a', encoding='utf-8') as f: f.write('[x](https://oct-classify.github.io/oct_classify/nowhere.html)')
     assert badges(copy) == ['nowhere']
-    nb = copy/'nbs/00_core.ipynb'
+    nb = copy/'nbs/api/core.ipynb'
     o = json.loads(nb.read_text(encoding='utf-8'))
     next(c for c in o['cells'] if c['cell_type'] == 'code')['outputs'] = [dict(output_type='display_data', data={'text/html': '<script src="https://cdn.example/x.js"></script>'}, metadata={})]
     nb.write_text(json.dumps(o), encoding='utf-8')
-    assert foreign(copy) == ['00_core.ipynb']
+    assert foreign(copy) == ['core.ipynb']
     with (copy/'oct_classify/core.py').open('a', encoding='utf-8') as f: f.write('\n@patch\ndef shown(self): return 1\n\ndef long():\n' + '    x = 1\n'*41)
     assert nameless(copy) == ['core.py: long is longer than 40 lines', 'core.py: shown has no docstring']
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-LEFT_OUT = shutil.ignore_patterns('.venv', '.git', '_proc', '_docs', '*.egg-info', '__pycache__', 'oct-*', 'build', 'dist', '.pytest_cache', 'data')
+MADE = shutil.ignore_patterns('.venv', '.git', '_proc', '_docs', '*.egg-info', '__pycache__', 'oct-*', 'build', 'dist', '.pytest_cache', '.gpu', 'data')
+CACHES = shutil.ignore_patterns('__pycache__')
 
 
 @pytest.fixture
 def copy(root, tmp_path):
     "A copy of the working tree"
-    return shutil.copytree(root, tmp_path/'copy', ignore=LEFT_OUT)
+    return shutil.copytree(root, tmp_path/'copy', ignore=lambda folder, names: (MADE if Path(folder) == root else CACHES)(folder, names))
 
 
 def contents(d): return {p.relative_to(d).as_posix(): p.read_bytes().replace(b'\r\n', b'\n') for top in ('nbs', 'oct_classify', 'README.md') for p in [d/top, *(d/top).rglob('*')] if p.is_file() and '__pycache__' not in p.parts}
@@ -41,17 +42,17 @@ def test_generated_files_are_in_sync(copy): assert regenerate(copy) == []
 def test_planted_differences_are_found(copy):
     (copy/'oct_classify/core.py').open('a').write('\nx = 1\n')
     (copy/'README.md').open('a').write('more\n')
-    nb = copy/'nbs/04_split.ipynb'
+    nb = copy/'nbs/api/data/split.ipynb'
     o = json.loads(nb.read_text(encoding='utf-8'))
     next(c for c in o['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
     nb.write_text(json.dumps(o), encoding='utf-8')
-    assert regenerate(copy) == ['README.md', 'nbs/04_split.ipynb', 'oct_classify/core.py']
+    assert regenerate(copy) == ['README.md', 'nbs/api/data/split.ipynb', 'oct_classify/core.py']
 
 
 def test_docs_pages_can_be_processed(copy):
     said = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=copy, check=True, capture_output=True, text=True).stderr
     assert 'imports and other code' not in said # such a cell would not be run, and what it shows would be missing
-    assert (copy/'_proc/04_split.ipynb').exists() or list((copy/'_proc').rglob('*split*'))
+    assert list((copy/'_proc').rglob('*split*'))
 
 
 def notebooks(root): return sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -90,13 +91,13 @@ def test_notebooks_are_presentable(root): assert {p.name: f for p in notebooks(r
 
 
 def test_planted_notebook_faults_are_found(copy):
-    nb = copy/'nbs/04_split.ipynb'
+    nb = copy/'nbs/api/data/split.ipynb'
     o = json.loads(nb.read_text(encoding='utf-8'))
     o['cells'] = [c for c in o['cells'] if 'pip install' not in ''.join(c['source'])]
     code = next(c for c in o['cells'] if c['cell_type'] == 'code')
     code['outputs'] = [dict(output_type='error', ename='E', evalue='/home/me/x', traceback=[]), dict(output_type='display_data', data={'image/png': ''}, metadata={})]
     del code['id']
-    text = json.dumps(o).replace('blob/main/nbs/04_split.ipynb', 'blob/main/nbs/04_more.ipynb') + ' '*500_000
+    text = json.dumps(o).replace('blob/main/nbs/api/data/split.ipynb', 'blob/main/nbs/more.ipynb') + ' '*500_000
     nb.write_text(text, encoding='utf-8')
     assert len(faults(nb, copy)) == 7
 

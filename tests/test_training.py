@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from oct_classify.data import scan_table
-from oct_classify.phantom import phantom_folder
-from oct_classify.split import split_table
+from oct_classify.data.scans import scan_table
+from oct_classify.phantoms.phantom import phantom_folder
+from oct_classify.data.split import split_table
 
 pytestmark = pytest.mark.usefixtures('no_onnx')
 
@@ -31,7 +31,7 @@ def work(data, table, out, every):
     "One training in a process of its own; its weights end up in `out`"
     import torch
     from functools import partial
-    from oct_classify import train as room
+    from oct_classify.training import learner as room
     from oct_classify.core import atomic_write, quiet
     torch.set_num_threads(1)
     quiet()
@@ -45,7 +45,7 @@ def test_killed_at_twenty_random_moments(data, tmp_path):
     "kill -9 during training, twenty times; what goes on from there ends with the weights of a training that was left alone, bit for bit"
     table = split_table(scan_table(data))
     ctx = multiprocessing.get_context('forkserver') # imports are done once
-    ctx.set_forkserver_preload(['oct_classify.train'])
+    ctx.set_forkserver_preload(['oct_classify.training.learner'])
     begin = lambda out, every: (p := ctx.Process(target=work, args=(data, table, out, every))).start() or p
     for o in ('alone', 'warm'): (tmp_path/o).mkdir()
     begin(tmp_path/'warm', 600.).join()
@@ -112,9 +112,9 @@ def test_without_a_folder_ctrl_c_stops_at_once(data):
     code = f"""if 1:
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background jobs begin with Ctrl-C ignored
-        from oct_classify.data import scan_table
-        from oct_classify.split import split_table
-        from oct_classify.train import train
+        from oct_classify.data.scans import scan_table
+        from oct_classify.data.split import split_table
+        from oct_classify.training.learner import train
         train(split_table(scan_table({str(data)!r})), {str(data)!r}, 'test_resnet', 64, weights='none', epochs=10_000)"""
     p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.PIPE, text=True)
     until(p, 'Epoch 2/')
@@ -124,7 +124,7 @@ def test_without_a_folder_ctrl_c_stops_at_once(data):
 
 
 def stopped_at_its_first_state(cli, *args):
-    from oct_classify import checkpoint as ck
+    from oct_classify.training import checkpoint as ck
     real = ck.save_state
 
     def stop(folder, at, state):
@@ -152,7 +152,7 @@ def test_no_resume_begins_anew(cli, data, tmp_path):
 def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
     "One sentence, exit code 2, and the last good state at hand"
     from fastai.vision.all import Callback
-    from oct_classify import train as room
+    from oct_classify.training import learner as room
 
     class Poison(Callback):
         def after_pred(self):
@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
 def test_too_large_a_batch(cli, data, tmp_path, monkeypatch):
     "Out of memory: the batch size that fits, in one sentence"
     import torch
-    from oct_classify.network import Pixels
+    from oct_classify.training.network import Pixels
     real = Pixels.forward
 
     def full(self, x):
@@ -193,9 +193,9 @@ PLAIN = """
 import sys
 import numpy as np
 from torch import nn
-from oct_classify import train as room
-from oct_classify.data import scan_table
-from oct_classify.split import split_table
+from oct_classify.training import learner as room
+from oct_classify.data.scans import scan_table
+from oct_classify.data.split import split_table
 real = room.pretrained
 def plain(*a):
     net, info = real(*a)
@@ -214,7 +214,7 @@ def test_two_processes_take_the_steps_of_one(data, tmp_path, offline):
     (tmp_path/'plain.py').write_text(PLAIN)
     list(launched(tmp_path/'plain.py', data, offline, tmp_path/'w'))
     one, two = [np.load(tmp_path/f'w{n}.npy') for n in (1, 2)]
-    from oct_classify.network import pretrained
+    from oct_classify.training.network import pretrained
     start = np.concatenate([v.numpy().ravel() for k, v in pretrained(offline, 4, 64)[0].state_dict().items() if k.startswith('body') and k.endswith('weight')])
     r = np.corrcoef(one-start, two-start)[0, 1]
     print(f'correlation of how far each weight moved: {r:.4f}; largest difference {abs(one-two).max():.1e}, largest move {abs(one-start).max():.1e}')
@@ -269,8 +269,8 @@ MEMORY = '''
 import resource, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from oct_classify.pack import *
-from oct_classify.pack import _Growing
+from oct_classify.training.pack import *
+from oct_classify.training.pack import _Growing
 d,n = Path(sys.argv[1]),int(sys.argv[2])
 block = np.random.default_rng(0).integers(0, 255, (500, 224, 224), dtype=np.uint8)
 with _Growing(d, '', n, (224, 224)) as g:

@@ -9,8 +9,8 @@ import pytest
 
 from oct_classify import cli as commands
 from oct_classify.core import CLASSES, OctError
-from oct_classify.phantom import phantom_folder
-from oct_classify.predict import OctModel
+from oct_classify.phantoms.phantom import phantom_folder
+from oct_classify.inference.model import OctModel
 
 TINY = ('--arch', 'resnet18', '--size', '64', '--weights', 'none', '--epochs', '1')
 
@@ -88,7 +88,7 @@ def trained(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('trained')
     data = phantom_folder(tmp/'data', 6, 0, 1, shape=(124, 128))
     with pytest.MonkeyPatch.context() as m:
-        m.setattr('oct_classify.export.write_onnx', lambda *a: None)
+        m.setattr('oct_classify.inference.onnx.write_onnx', lambda *a: None)
         assert commands.main(['run', str(data), '--out', str(tmp/'out'), *TINY]) == 0
     return tmp/'out/bundle', data
 
