@@ -28,6 +28,7 @@ from .core import *
 from .data.scans import *
 from .evaluation.figures import *
 from .reporting.metrics import *
+from .plotting import *
 from .reporting.page import *
 from .data.prepare import *
 from .reporting.report import *

@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 
 from ..core import *
 from .scans import *
-from .scans import _folders
+from .scans import SIDE_WORDS
 from .download import which_version
 from .duplicates import *
+from ..plotting import *
 from ..reporting.page import *
 from .prepare import *
 from .split import *
@@ -109,7 +110,7 @@ def read_names(
     if not got: raise OctError(f'{path} names no scan: it must hold one name such as CNV-1016042-1.jpeg per line.')
     other = sum(map(bool, lines))-len(got)
     if other: say(f'{other:,} of {len(lines):,} lines of {path} name no scan of the classes {", ".join(CLASSES)} and were left out.')
-    folder = [next((_folders[p.lower()] for p in PurePosixPath(l).parts[:-1] if p.lower() in _folders), '') for l,_ in got]
+    folder = [next((SIDE_WORDS[p.lower()] for p in PurePosixPath(l).parts[:-1] if p.lower() in SIDE_WORDS), '') for l,_ in got]
     return pd.DataFrame(dict(path=[l for l,_ in got], label=[n.label for _,n in got], patient=pd.array([n.patient for _,n in got], dtype='Int64'), folder=folder)).drop_duplicates('path', ignore_index=True)
 
 # %% ../../nbs/api/data/audit.ipynb #a402d1b4
@@ -453,32 +454,6 @@ def examine(
     if len(bad): say(f"{len(bad):,} of {plural(len(table), 'file')} can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} All are listed in {file.name}.")
     return table, pairs
 
-# %% ../../nbs/api/data/audit.ipynb #ee603404
-_body = """
-<p class="lead">{{ lead }}</p>
-{% for b in bias %}<p class="warn">{{ b }}</p>{% endfor %}{% for b in doubts %}<p>{{ b }}</p>{% endfor %}
-<div class="cards">{% for name, value, note in cards %}<div class="card"><span>{{ name }}</span><b>{{ value }}</b><span>{{ note }}</span></div>{% endfor %}</div>
-<h2>What is there</h2>
-<div class="two"><div><table><tr><th>class</th>{% for f in folders %}<th class="n">{{ f }}</th>{% endfor %}</tr>
-{% for c, row in counts %}<tr><td>{{ c }}</td>{% for n in row %}<td class="n">{{ n }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p class="note">{{ patients }} {{ version }}</p></div><div><img src="{{ patients_fig }}" alt="histogram of scans per patient"></div></div>
-{% if sheets %}<h2>What it looks like</h2><p>A few scans of each class, drawn by lot. Look for what should not be there: frames, text, scans upside down, one class brighter than the rest.</p>
-{% for c, src in sheets %}<h3>{{ c }}</h3><img src="{{ src }}" alt="scans of class {{ c }}">{% endfor %}
-<p>The mean of up to 200 scans of each class, prepared as a network sees them. Sharp edges or corners would be the scanner's, not the eyes'.</p><img src="{{ means }}" alt="mean image of each class">
-<h2>How it was taken</h2><p>Image sizes by class, and what can be measured without looking at the retina (box: quartiles; whiskers: 5 to 95 %).</p>
-<table><tr><th>size</th>{% for c, _ in counts %}<th class="n">{{ c }}</th>{% endfor %}</tr>{% for s, row in sizes %}<tr><td>{{ s }}</td>{% for n in row %}<td class="n">{{ n }}</td>{% endfor %}</tr>{% endfor %}</table>
-<img src="{{ stats }}" alt="statistics by class">
-<h2>The same picture twice</h2><p>{{ repeated }}</p>{% if pairs %}<p class="note">{{ shown }}</p><img src="{{ pairs }}" alt="pairs of files that show the same picture">{% endif %}
-{% if conflict %}<h3>One picture, two labels</h3><p>One of the two labels is wrong in each pair. Only a person can say which. {{ conflicts_shown }}</p><img src="{{ conflict }}" alt="pairs of files with different labels">{% endif %}{% endif %}
-<h2>What a test would know beforehand</h2>
-{% if leaks %}<table><tr><th>shared</th><th>between</th><th class="n">how many</th><th class="n">scans there</th></tr>{% for l in leaks %}<tr><td>{{ l.what }}</td><td>{{ l.side }} and {{ l.other }}</td><td class="n">{{ l.shared }}</td><td class="n">{{ l.scans }} and {{ l.other_scans }}</td></tr>{% endfor %}</table>
-<p class="note">{{ touched }}</p>{% else %}<p>{{ touched }}</p>{% endif %}
-{% if shortcuts %}<h2>Shortcuts</h2><div class="two"><div><p>How many classes a small forest tells right without looking at the retina, {{ held }} held out. <em>Frame</em> is geometry and border: what prepare must take away. <em>Floor</em> is the noise where no tissue is, which goes with device and averaging. <em>Tissue</em> is brightness, contrast and speckle, which carry the disease as well as the exposure.</p>
-<p>{{ carrier }}</p></div><div><img src="{{ shortcuts }}" alt="accuracy from statistics alone"></div></div>
-<details><summary>Every statistic alone</summary><table><tr><th>statistics</th><th>stage</th><th class="n">balanced accuracy (95 % interval)</th></tr>{% for r in table %}<tr><td>{{ r.statistics }}</td><td>{{ r.stage }}</td><td class="n">{{ '%.1f %% (%.1f–%.1f)'|format(100*r.value, 100*r.low, 100*r.high) }}</td></tr>{% endfor %}</table></details>{% endif %}
-{% if unusable %}<h2>What can't be used</h2><table><tr><th>file</th><th>why</th></tr>{% for p, e in unusable %}<tr><td><code>{{ p }}</code></td><td>{{ e }}</td></tr>{% endfor %}</table>{% if more %}<p class="note">and {{ more }} more; all are in <code>scans.parquet</code>.</p>{% endif %}{% endif %}
-"""
-
 # %% ../../nbs/api/data/audit.ipynb #0c6833b8
 def _patients_say(f):
     q = f['scans_per_patient']
@@ -513,7 +488,7 @@ def _grid(t, index, columns):
 def _common(t, f):
     "What both reports show"
     folders,rows = _grid(t.assign(folder=t.folder.replace('', 'no folder')), 'label', 'folder')
-    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=png(plot_patients(t)),
+    return dict(folders=folders, counts=rows, patients=_patients_say(f), version=f.get('version', ''), patients_fig=data_uri(plot_patients(t)),
         leaks=f['leaks'] if 'test' in f['folders'] else [], touched=_touched_say(f), bias=f['bias'], doubts=f.get('doubts', []))
 
 # %% ../../nbs/api/data/audit.ipynb #51113906
@@ -535,7 +510,7 @@ def _sizes(t):
 def _pictures(t, data, pairs, c, labels, short):
     "The figures of the page as images, None where there is nothing to show"
     figs = dict(means=plot_means(t, data), stats=plot_statistics(t), pairs=plot_pairs(pairs, data, labels), conflict=plot_conflicts(c, data, labels), shortcuts=plot_shortcuts(short) if len(short) else None)
-    return {k: v and png(v) for k,v in figs.items()} | dict(sheets=[(o, png(plot_class(t, data, o))) for o in sorted(t.label.unique())])
+    return {k: v and data_uri(v) for k,v in figs.items()} | dict(sheets=[(o, data_uri(plot_class(t, data, o))) for o in sorted(t.label.unique())])
 
 # %% ../../nbs/api/data/audit.ipynb #96fe7074
 def write_audit(
@@ -549,7 +524,7 @@ def write_audit(
     "Write the report of a folder as one HTML page; raises `OctError` where the disk refuses"
     t,bad,c = table[table.error == ''],table[table.error != ''],conflicts(table)
     plain = pairs[~pairs.path.isin(c.path)].sort_values('kind', ascending=False)
-    write_page(path, _body, f'Audit of {Path(data).resolve().name}', lead=_lead(f), cards=_cards(f), sizes=_sizes(t), repeated=_repeated_say(f),
+    write_page(path, 'audit.html.j2', f'Audit of {Path(data).resolve().name}', lead=_lead(f), cards=_cards(f), sizes=_sizes(t), repeated=_repeated_say(f),
         conflicts_shown=f'{min(6, c.picture.nunique())} of {c.picture.nunique():,} are shown.', shown=f'{min(6, len(plain))} of {len(plain):,} pairs; all are in duplicates.parquet.',
         carrier=_carrier(short), held='patients' if f['patients'] else 'scans', table=short.to_dict('records'), unusable=bad[['path', 'error']].values[:50].tolist(), more=max(len(bad)-50, 0),
         **_pictures(t, data, plain, c, table.set_index('path').label, short), **_common(table, f))
@@ -563,7 +538,7 @@ def _audit_names(names, test, out, title):
     t = t.assign(sha256='', error='') # what was not looked at ties nothing
     f = counts(t) | dict(leaks=leaks(t).to_dict('records'), test_scans_touched=touched(t), bias=bias(t)) # every name read gives a patient
     cards = [('names', f"{f['scans']:,}", ', '.join(f'{k} {v:,}' for k,v in f['classes'].items())), ('patients', f"{f['patients']:,}", f"median {plural(f['scans_per_patient']['median'], 'scan')}"), ('under several classes', f"{f['several_classes']:,}", 'patients')]
-    write_page(out/'audit.html', _body, f'Audit of the names in {title}', lead=_lead(f)+' Names alone say nothing of the pictures.', cards=cards, **_common(t, f))
+    write_page(out/'audit.html', 'audit.html.j2', f'Audit of the names in {title}', lead=_lead(f)+' Names alone say nothing of the pictures.', cards=cards, **_common(t, f))
     _write_json(out, f)
     return f
 

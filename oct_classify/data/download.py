@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from urllib3.util import Retry
 
 from ..core import *
-from ..core import _explain
+from ..core import disk_error
 from .scans import *
-from .scans import _junk, _place
+from .scans import JUNK, place_in_layout
 
 # %% ../../nbs/api/data/download.ipynb #bfcf6b0d
 def _version(train, **each):
@@ -262,7 +262,7 @@ def _fetch(dataset, file, dest):
         with open(part, 'rb+') as f: os.fsync(f.fileno())
         os.replace(part, file)
         _note(part).unlink()
-    except OSError as e: raise _explain(e, file) from None
+    except OSError as e: raise disk_error(e, file) from None
     n,s = file.stat().st_size,time.time()-begun
     say(f'Downloaded {amount(n-had)} in {s:.0f} s ({amount((n-had)/s)}/s)' + (', MD5 verified.' if about['md5'] else '.'))
 
@@ -298,7 +298,7 @@ def _members(z, name):
         if _same(p) in seen or _same(p) in inner: refuse(m, 'is there twice')
         seen.add(_same(p))
     if (n := sum(m.file_size for m,_ in files)) > 2**20 + MAX_RATIO*os.path.getsize(z.filename): raise BadArchive(f'{name} would unpack to {amount(n)}, far more than it can hold, and is refused: get the archive from its source again.')
-    return _once([(m, p) for m,p in files if not _junk & set(p)])
+    return _once([(m, p) for m,p in files if not JUNK & set(p)])
 
 def _same(path): return tuple(o.casefold() for o in path)
 
@@ -307,7 +307,7 @@ def _once(files):
     "Each scan once: of trees with the same content, the shallower"
     seen,out = set(),[]
     for m,p in sorted(files, key=lambda o: len(o[1])):
-        at = _place(Path(*p), CLASSES)
+        at = place_in_layout(Path(*p), CLASSES)
         key = (at[1:], p[-1], m.file_size, m.CRC) if at else p
         if key not in seen: out.append((m, p))
         seen.add(key)
@@ -343,7 +343,7 @@ def _alone(path):
     lock = FileLock(path.with_name(f'.{path.name}.lock'), timeout=0)
     try: lock.acquire()
     except Timeout: raise OctError(f'Another process is at work on {path}: wait until it has finished.') from None
-    except OSError as e: raise _explain(e, path) from None
+    except OSError as e: raise disk_error(e, path) from None
     try: yield
     finally:
         with contextlib.suppress(OSError): os.unlink(lock.lock_file)
@@ -369,7 +369,7 @@ def unpack(
             _extract(z, files, tmp)
             _seal(tmp, zip, len(files), **more)
             os.replace(tmp, dest)
-        except OSError as e: raise _explain(e, dest) from None
+        except OSError as e: raise disk_error(e, dest) from None
         finally: shutil.rmtree(tmp, ignore_errors=True)
     say(f'Unpacked {len(files):,} files in {time.time()-begun:.0f} s, each with the right CRC-32.')
     return dest

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 
 from ..core import *
 from .figures import *
-from ..reporting.page import colour
+from ..plotting import colour
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #ce07af8c
 def _claim(t, what):

@@ -21,8 +21,8 @@ from PIL import Image
 
 from ..core import *
 from .figures import *
-from ..reporting.page import *
-from ..reporting.page import _thumbnail
+from ..plotting import *
+from ..reporting.page import write_page
 from ..data.prepare import *
 
 # %% ../../nbs/api/evaluation/errors.ipynb #5c81fcd7
@@ -122,7 +122,7 @@ def _strip(part, heading, k, scans):
 
 def _show(ax, scan):
     "A thumbnail, or the word 'gone' where the file is"
-    im = _thumbnail(scan, (384, 248))
+    im = small_picture(scan, (384, 248))
     if im is None: ax.text(.5, .5, 'gone', ha='center', transform=ax.transAxes)
     else: ax.imshow(im, cmap='gray', vmin=0, vmax=255)
 
@@ -273,7 +273,7 @@ def _points(ax, xy, labels, wrong):
 
 def _pictures(ax, xy, labels, images):
     for i in _spread_out(xy, (.135, .1)):
-        if (im := _thumbnail(images[i], (126, 84))) is None: continue
+        if (im := small_picture(images[i], (126, 84))) is None: continue
         (x,y),b = xy[i],ax.inset_axes([xy[i,0]-.063, xy[i,1]-.045, .126, .09])
         b.imshow(im, cmap='gray', vmin=0, vmax=255, aspect='auto')
         b.set(xticks=[], yticks=[])
@@ -303,29 +303,10 @@ def plot_embedding(
     for ax in axs: ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
     return fig
 
-# %% ../../nbs/api/evaluation/errors.ipynb #a0d710b2
-_map = '''<p class="lead">{{ lead }}</p>
-<div class="two"><div style="flex:2 1 560px"><svg id="map" viewBox="0 0 600 600" style="width:100%;background:#fafbfc;border:1px solid #e3e8ee" role="group" aria-label="map of scans"></svg>
-<p>{% for c, k, n in legend %}<span style="color:{{ k }}">●</span> {{ c }} ({{ n }}) &nbsp; {% endfor %}{% if mistakes %}<b>×</b> called something else ({{ mistakes }}){% endif %}</p></div>
-<div style="flex:1 1 260px" aria-live="polite"><p id="says" class="note">Point at a scan.</p><img id="scan" alt="" style="width:100%"></div></div>
-<p class="note">Only who lies beside whom means something: axes, distances and sizes of clusters do not.</p>
-<script>
-const points = {{ points|tojson }}, svg = document.getElementById('map'), make = (kind, o) => { const e = document.createElementNS('http://www.w3.org/2000/svg', kind); for (const k in o) e.setAttribute(k, o[k]); return e };
-let last;
-for (const p of points) {
-  const e = p.wrong ? make('path', {d: `M${p.x-5} ${p.y-5}l10 10m0 -10l-10 10`, stroke: p.colour, 'stroke-width': 3.5}) : make('circle', {cx: p.x, cy: p.y, r: 5, fill: p.colour, stroke: '#fff'});
-  const show = () => { if (last) last.style.filter = ''; last = e; e.style.filter = 'drop-shadow(0 0 3px #000)'; document.getElementById('says').textContent = p.says; document.getElementById('scan').src = p.scan; };
-  e.setAttribute('tabindex', 0); e.setAttribute('aria-label', p.says); e.style.cursor = 'pointer';
-  for (const o of ['mouseenter', 'focus', 'click']) e.addEventListener(o, show);
-  svg.append(e);
-}
-{% if first is not none %}svg.children[{{ first }}].dispatchEvent(new Event('mouseenter'));{% endif %}
-</script>'''
-
 # %% ../../nbs/api/evaluation/errors.ipynb #09a1000a
 def _jpeg(scan, size=(336, 220)):
     "A scan as a data URI, or '' where it is gone"
-    if (im := _thumbnail(scan, size)) is None: return ''
+    if (im := small_picture(scan, size)) is None: return ''
     b = io.BytesIO()
     im.save(b, 'jpeg', quality=60)
     return 'data:image/jpeg;base64,'+base64.b64encode(b.getvalue()).decode()
@@ -348,7 +329,7 @@ def write_embedding(
     points = [dict(x=round(float(a), 1), y=round(float(600-b), 1), colour=colour(l), wrong=bool(l != s), scan=_jpeg(im), says=f'{l}' + (f', called {s}' if predicted is not None else '') + f' · {name}')
         for (a,b),l,s,im,name in zip(x, labels, said, images, names)]
     lead = f'{plural(len(x), "scan")}, laid out by what the network makes of them.' + (f' The five nearest scans of other patients share the class in {as_text(near, "share")}.' if near else '')
-    write_page(path, _map, heading, lead=lead, points=points, legend=[(c, colour(c), int((labels == c).sum())) for c in _classes(labels)], mistakes=int((said != labels).sum()), first=int(np.argmax(said != labels)))
+    write_page(path, 'embedding.html.j2', heading, lead=lead, points=points, legend=[(c, colour(c), int((labels == c).sum())) for c in _classes(labels)], mistakes=int((said != labels).sum()), first=int(np.argmax(said != labels)))
 
 # %% ../../nbs/api/evaluation/errors.ipynb #974d204b
 def retina_band(

@@ -28,7 +28,8 @@ from ..core import *
 from .figures import share
 from ..inference.inputs import scans_of
 from ..training.network import Ensemble, Stages
-from ..reporting.page import colour, write_page
+from ..plotting import colour
+from ..reporting.page import write_page
 from ..inference.model import OctModel, as_scans
 from ..data.prepare import placed
 
@@ -409,13 +410,6 @@ def explain(
     return fig
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #19fd7d27
-_page = '''<p class="lead">{{ shown }}, and where the evidence for the class they were called lies (method: {{ method }}).</p>
-<p class="note">{{ research }} Colours are stretched to the strongest evidence of each scan; how much there is in all stands beside the colour bar, and a map with less than {{ least }} log-odds is left blank. Read the probability first. A map tells where the network found evidence, not where a lesion ends.</p>
-{% if more %}<p class="warn">{{ more }} of this run not drawn: the command is still at work, or it was stopped.</p>{% endif %}
-{% for w in whys %}<p class="warn">{{ w }}</p>{% endfor %}
-{% for name, file in rows %}<h2>{{ name }}</h2><img src="{{ file }}" alt="scan and map of {{ name }}">{% endfor %}
-'''
-
 def _png_name(i, name):
     "A file name for the picture of scan `i`, whatever the scan is called"
     stem = re.sub(r'\.\w+(#\d+)?$', r'\1', Path(name).name)
@@ -433,7 +427,7 @@ def _say_rest(seconds, n, page):
 def _write_index(page, rows, whys, n, method):
     "The page of what is done out of `n` scans"
     left = n-len(rows)-len(whys)
-    write_page(page, _page, 'Where did it look?', rows=rows, whys=whys, shown=plural(len(rows), 'scan'), more=left and plural(left, 'scan'), method=method.replace('_', ' '), least=f'{LEAST:g}', research=RESEARCH_USE)
+    write_page(page, 'heatmaps.html.j2', 'Where did it look?', rows=rows, whys=whys, shown=plural(len(rows), 'scan'), more=left and plural(left, 'scan'), method=method.replace('_', ' '), least=f'{LEAST:g}', research=RESEARCH_USE)
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #5b1f0c52
 def explain_files(

@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from ..core import *
 from .figures import *
 from .figures import _ratio
-from ..data.prepare import _trimmed, _without_border, find_retina
+from ..data.prepare import trimmed, without_border, find_retina
 from ..data.split import picture
 
 # %% ../../nbs/api/evaluation/strata.ipynb #9ce981a8
@@ -31,8 +31,8 @@ def _traits(file):
     "What can be measured on one scan; only the reason where it can't be read"
     try: grey = read_grey(file)
     except OctError as e: return dict(unread=str(e))
-    filled,mask = _without_border(grey)
-    r = find_retina(_trimmed(filled))
+    filled,mask = without_border(grey)
+    r = find_retina(trimmed(filled))
     out = dict(width=grey.shape[1], height=grey.shape[0], border=float(mask.mean()), found='yes' if r and not r.doubt else 'no', doubt=(r.doubt or 'none') if r else 'too small', unread='')
     return out | (dict(contrast=r.contrast, spread=r.spread, bow=abs(r.curve[0]), tilt=abs(r.curve[1])) if r else {})
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..core import *
-from ..core import _sentence
+from ..core import why_unreadable
 
 # %% ../../nbs/api/inference/formats.ipynb #81382896
 DICOM = ('.dcm', '.dicom')
@@ -37,7 +37,7 @@ def _regular(path, limit=None):
 def _why(e:Exception)->str:
     "Any failure as one sentence"
     if isinstance(e, (MemoryError, RecursionError)): return 'The file asks for more memory than a scan can need.'
-    return _sentence(e) if isinstance(e, (OctError, OSError)) else 'The file is damaged, or not what its name says.'
+    return why_unreadable(e) if isinstance(e, (OctError, OSError)) else 'The file is damaged, or not what its name says.'
 
 # %% ../../nbs/api/inference/formats.ipynb #9e8d0064
 class _Disk:

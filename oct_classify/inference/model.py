@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .bundle import *
 from ..core import *
 from .ood import check_inputs, doubts, fit_inputs, traits
-from ..data.prepare import _say_whole, placed
+from ..data.prepare import say_whole, placed
 
 # %% ../../nbs/api/inference/model.ipynb #7e20d110
 def _gpu(): return bool(shutil.which('nvidia-smi')) and bool(importlib.util.find_spec('torch'))
@@ -279,7 +279,7 @@ def stream(self:OctModel,
         rows,got = [o for b,_ in group for o in b],[o for _,o in group]
         fell,seen = fell+sum(o.whole for o in rows),seen+len(rows)
         yield prediction_table([o.name for o in rows], np.concatenate([p for p,_ in got]), self.classes, self.config['thresholds'], [w for _,ws in got for w in ws])
-    _say_whole(fell, seen)
+    say_whole(fell, seen)
 
 @patch
 def predict(self:OctModel,

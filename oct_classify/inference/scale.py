@@ -225,12 +225,12 @@ def _files(table): return [SimpleNamespace(name=r.path, path=r.path, label=r.lab
 def _read_score(root, classes, look, cpus):
     "In a worker: what `scan_table` does with a list of files"
     from concurrent.futures import ThreadPoolExecutor
-    from oct_classify.data.scans import COLUMNS, _blank, _read_row, _typed
+    from oct_classify.data.scans import COLUMNS, blank_columns, read_row, typed
     if not Path(root).is_dir(): raise OctError(f'{root} is not there on every machine of the cluster: put the scans on a shared disk.')
-    pool,blank = ThreadPoolExecutor(max(1, int(cpus))),_blank(look)
+    pool,blank = ThreadPoolExecutor(max(1, int(cpus))),blank_columns(look)
     def score(files):
-        rows = pool.map(lambda r: dict(path=r.path, label=r.label, folder=r.folder, **_read_row(root, r, classes, look, blank)), files)
-        return _typed(pd.DataFrame(list(rows), columns=[*COLUMNS, *blank]), look)
+        rows = pool.map(lambda r: dict(path=r.path, label=r.label, folder=r.folder, **read_row(root, r, classes, look, blank)), files)
+        return typed(pd.DataFrame(list(rows), columns=[*COLUMNS, *blank]), look)
     return score
 
 # %% ../../nbs/api/inference/scale.ipynb #261cb027

@@ -20,17 +20,13 @@ from ..core import *
 from ..evaluation.decisions import decision_curve, plot_decision_curve, plot_risk_coverage
 from ..evaluation.figures import *
 from ..evaluation.errors import confusion_gallery, plot_top_losses, plot_typical
+from ..plotting import *
 from .page import *
 from ..evaluation.strata import plot_strata
 
 # %% ../../nbs/api/reporting/evidence.ipynb #613e9c29
-def _picture(fig): return png(fig) if fig is not None else None
+def _picture(fig): return data_uri(fig) if fig is not None else None
 
-_belief = '''<h2>Are its probabilities to be believed?</h2>
-<p>{{ says }}</p>
-<div class="two"><div><img src="{{ diagram }}" alt="reliability diagram"></div>
-<div><table><tr><th>figure</th><th>value (95 % interval)</th></tr>{% for name, value in rows %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
-<p class="note">ECE: mean distance between confidence and accuracy, which on few scans is above 0 for any model; the line below it says how far. Brier score and negative log likelihood count confidence in the wrong class, and are better the lower. All hold for the mix of classes in this test: where a class is rarer, correct for it (<code>calibrate.with_prior</code>).</p></div></div>'''
 
 def _calibration_says(f):
     "What the calibration error means, in a sentence"
@@ -45,17 +41,9 @@ def belief(
 )->str: # HTML
     "Calibration"
     f = m['test']
-    return render(_belief, says=_calibration_says(f), diagram=png(plot_reliability(test)), rows=[(title(k), as_text(f[k], k)) for k in ('ece', 'ece_expected', 'brier', 'nll') if k in f])
+    return render('calibration.html.j2', says=_calibration_says(f), diagram=data_uri(plot_reliability(test)), rows=[(title(k), as_text(f[k], k)) for k in ('ece', 'ece_expected', 'brier', 'nll') if k in f])
 
 # %% ../../nbs/api/reporting/evidence.ipynb #f9d91aee
-_alarms = '''<h2>Where to set the alarm for urgent referral</h2>
-{% if not rows %}<p>{{ unfixed }}</p>{% else %}
-<p>The alarm is p(CNV) + p(DME). Thresholds were fixed on validation scans, and the test scans only measure what they do.</p>
-<table><tr><th>aim on validation scans</th><th class="n">threshold</th><th class="n">sensitivity</th><th class="n">specificity</th><th class="n">PPV</th><th class="n">NPV</th><th class="n">alarms per 100</th></tr>
-{% for aim, why, cells in rows %}<tr><td>{{ aim }}</td>{% if why %}<td colspan="6">{{ why }}</td>{% else %}{% for c in cells %}<td class="n">{{ c }}</td>{% endfor %}{% endif %}</tr>{% endfor %}</table>
-<p class="note">{{ share }} {{ fixed }}</p>{% endif %}
-{% if curve %}<p>Net benefit weighs true alarms against false ones at the odds at which one would still refer. Where the blue line lies above both others, acting on the model is worth more than referring everyone or no one.</p><img src="{{ curve }}" alt="decision curve">{% endif %}'''
-
 def _per_100(o): return f"{o['value']:.0f} ({o['low']:.0f}–{o['high']:.0f})"
 
 def _alarm_row(p):
@@ -81,15 +69,10 @@ def alarms(
     prevalence = points[0]['prevalence'] if points else None
     curve = decision_curve(test, prevalence=prevalence, resamples=500, thresholds=np.arange(2, 98, 2)/100) if two else None
     fixed = f"Fixed on {plural(np.sum(m['confusion']['valid']['counts']), 'validation scan')} of {plural(m['patients']['valid'], 'patient')}." if points else ''
-    return render(_alarms, rows=[_alarm_row(p) for p in points], unfixed='There are no validation scans, and a threshold fixed on the test scans would flatter itself, so none was: add validation predictions, in a column split with valid and test.',
+    return render('operating_points.html.j2', rows=[_alarm_row(p) for p in points], unfixed='There are no validation scans, and a threshold fixed on the test scans would flatter itself, so none was: add validation predictions, in a column split with valid and test.',
         share=points and _prevalence_says(m, test), fixed=fixed, curve=_picture(curve is not None and plot_decision_curve(curve) or None))
 
 # %% ../../nbs/api/reporting/evidence.ipynb #bab92c61
-_silence = '''<h2>When it should not answer</h2>
-<p>{{ says }}</p>
-<img src="{{ curve }}" alt="error of the answers over the share of scans answered">
-<p>{{ sets }}</p>'''
-
 def _promise(a):
     "What the threshold for answering promises, and whether it held"
     if a is None: return 'There are no validation scans on which a confidence for answering could be fixed; the curve shows how the error falls when only the surest scans are answered.'
@@ -111,14 +94,9 @@ def silence(
 )->str: # HTML
     "Abstention"
     a = m['abstention']
-    return render(_silence, says=_promise(a), sets=_sets_say(m['sets']), curve=png(plot_risk_coverage(test, a, resamples=500)))
+    return render('abstention.html.j2', says=_promise(a), sets=_sets_say(m['sets']), curve=data_uri(plot_risk_coverage(test, a, resamples=500)))
 
 # %% ../../nbs/api/reporting/evidence.ipynb #6bac1c48
-_for_whom = '''<h2>For whom it works</h2>
-{% if leak %}<p>{{ leak }}</p>{% endif %}
-{% if forest %}<p>{{ says }}</p>
-<img src="{{ forest }}" alt="accuracy by stratum">{% endif %}'''
-
 def _strata_say(t):
     "What to notice among strata"
     p = t[t.figure == 'accuracy'].drop_duplicates('variable').set_index('variable').p_holm.dropna()
@@ -139,15 +117,9 @@ def for_whom(
 )->str: # HTML; '' where nothing is known
     "Strata, and what a leak adds"
     some,leak = strata is not None and len(strata) > 0,m.get('leak')
-    return render(_for_whom, leak=_leak_says(leak), says=_strata_say(strata) if some else '', forest=png(plot_strata(strata)) if some else None) if some or leak else ''
+    return render('strata.html.j2', leak=_leak_says(leak), says=_strata_say(strata) if some else '', forest=data_uri(plot_strata(strata)) if some else None) if some or leak else ''
 
 # %% ../../nbs/api/reporting/evidence.ipynb #c49fea38
-_failures = '''<h2>Where it was wrong</h2>
-{% if not gallery %}<p>No mistake among these scans. That is a statement about these scans only.</p>{% else %}
-<p>{{ n }} of {{ of }} scans. Every confusion that occurred, the dearest first (an urgent scan called NORMAL).</p><img src="{{ gallery }}" alt="confusions">{% endif %}
-{% if losses %}<p>The patients it was most wrong about, by the probability it gave to the label.</p><img src="{{ losses }}" alt="patients with the highest losses">{% endif %}
-{% if typical %}<details><summary>The most typical and the most doubtful scans of each class</summary><img src="{{ typical }}" alt="typical and doubtful scans"></details>{% endif %}'''
-
 def failures(
     test:pd.DataFrame, # prediction table
     data, # folder that its paths are relative to; None: there are no pictures
@@ -156,18 +128,11 @@ def failures(
     p = check_predictions(test)
     there = data is not None and any((Path(data)/o).is_file() for o in p.path[:50])
     wrong = (p.predicted != p.label).sum()
-    if not there: return render('<h2>Where it was wrong</h2><p>{{ n }} of {{ of }} scans. The scans are not at hand, so there are no pictures of them.</p>', n=f'{wrong:,}', of=f'{len(p):,}')
+    if not there: return render('errors_without_scans.html.j2', n=f'{wrong:,}', of=f'{len(p):,}')
     gallery,losses,typical = [_picture(f(p, data)) for f in (confusion_gallery, plot_top_losses, plot_typical)]
-    return render(_failures, n=f'{wrong:,}', of=f'{len(p):,}', gallery=gallery, losses=losses, typical=typical)
+    return render('errors.html.j2', n=f'{wrong:,}', of=f'{len(p):,}', gallery=gallery, losses=losses, typical=typical)
 
 # %% ../../nbs/api/reporting/evidence.ipynb #228a2671
-_versus = '''{% if differences %}<h2>Beside another model</h2>
-<p>{{ says }}</p><img src="{{ picture }}" alt="differences with intervals">{% endif %}
-{% if seeds %}<h2>Over {{ n }} runs</h2>
-<p>Mean of {{ n }} runs on the same test scans. The interval carries both which patients were tested and which runs were made; beside it, how far single runs lie apart.</p>
-<table><tr><th>figure</th><th class="n">mean (95 % interval)</th><th class="n">single runs</th><th class="n">standard deviation</th></tr>
-{% for r in seeds %}<tr>{% for c in r %}<td{{ ' class=n' if not loop.first }}>{{ c }}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}'''
-
 def _tests_say(c):
     "McNemar and DeLong, in words"
     a,out = c['mcnemar'],f"{c['against']} is the first model, this one the second. "
@@ -184,15 +149,9 @@ def versus(
     "Comparison with another model, and several seeds"
     c,s = m.get('comparison'),m.get('seeds')
     if not c and not s: return ''
-    return render(_versus, differences=bool(c), says=c and _tests_say(c), picture=c and png(plot_differences(c['differences'], (c['against'], 'this model'))), seeds=s and _seed_rows(s), n=s and next(iter(s.values()))['seeds'])
+    return render('other_model.html.j2', differences=bool(c), says=c and _tests_say(c), picture=c and data_uri(plot_differences(c['differences'], (c['against'], 'this model'))), seeds=s and _seed_rows(s), n=s and next(iter(s.values()))['seeds'])
 
 # %% ../../nbs/api/reporting/evidence.ipynb #f03b1af8
-_standards = '''<h2>What the reporting standards ask</h2>
-<p>{{ says }} What only the authors of a study know (ethics, funding, who graded the scans) is given with <code>--study study.json</code>.</p>
-<details><summary>CLAIM 2024 and STARD-AI 2025, row by row</summary>
-<table><tr><th>topic</th><th>CLAIM</th><th>STARD-AI</th><th>answer</th><th>where, or what to state</th></tr>
-{% for r in rows %}<tr><td>{{ r.topic }}</td><td>{{ r.claim }}</td><td>{{ r.stard_ai }}</td><td{{ ' class=note' if r.state == 'absent' }}>{{ r.answer }}</td><td class="note">{{ r.where }}</td></tr>{% endfor %}</table></details>'''
-
 def _standards_say(table):
     "How much is answered, by standard"
     c = coverage_of(table)
@@ -202,4 +161,4 @@ def standards(
     table:pd.DataFrame, # of `crosswalk`
 )->str: # HTML
     "The filled crosswalk to CLAIM and STARD-AI"
-    return render(_standards, says=_standards_say(table), rows=table.to_dict('records'))
+    return render('standards.html.j2', says=_standards_say(table), rows=table.to_dict('records'))

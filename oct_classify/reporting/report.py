@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from ..core import *
 from ..evaluation.figures import *
 from .evidence import alarms, belief, failures, for_whom, silence, standards, versus
+from ..plotting import *
 from .page import *
 from ..data.split import SPLITS, SplitCheck
 
@@ -117,31 +118,6 @@ def plot_intervals(figs):
     _rows(ax, [m for m,_ in show], 'dot')
     return fig
 
-# %% ../../nbs/api/reporting/report.ipynb #6e16f2b1
-_body = '''<p class="lead">{{ lead }}</p>
-{% for w in warnings %}<p class="warn">{{ w }}</p>{% endfor %}
-<div class="cards">{% for name, value, range in cards %}<div class="card"><span>{{ name }}</span><b>{{ value }}</b><span>{{ range }}</span></div>{% endfor %}</div>
-<p class="note">{{ research }}</p>
-{% if samples %}<h2>What it learned from</h2><p>Training scans, as they lie in the folder.</p><img src="{{ samples }}" alt="sample scans of each class">
-<div class="two"><div><p>Scans per class. {{ apart }}</p><img src="{{ counts }}" alt="scans per class and side"></div>
-{% if curve_note %}<div><p>{{ curve_note }}</p>{% if curves %}<img src="{{ curves }}" alt="training curves">{% endif %}</div>{% endif %}</div>{% endif %}
-<h2>How good it is</h2>
-<div class="two"><div><p>Rows are the labels, columns what the model said.</p><img src="{{ matrix }}" alt="confusion matrix"></div>
-<div><p>Bars are 95 % intervals: how far the figure hangs on which patients happened to be tested.</p><img src="{{ intervals }}" alt="figures with intervals"></div></div>
-<table><tr>{% for c in by_class.columns %}<th>{{ c }}</th>{% endfor %}</tr>{% for r in by_class.values %}<tr>{% for c in r %}<td>{{ c.partition(' (')[0] }}{% if ' (' in c %}<br><span class="note">{{ c.partition(' (')[2][:-1] }}</span>{% endif %}</td>{% endfor %}</tr>{% endfor %}</table>
-<details><summary>All figures as a table</summary><table><tr><th>figure</th><th>value (95 % interval)</th><th>scans</th></tr>
-{% for r in table %}<tr><td>{{ r.figure }}</td><td>{{ r.value }}</td><td class="n">{{ r.scans }}</td></tr>{% endfor %}</table></details>
-<p class="note">{{ patients }} Intervals come from {{ resamples }} resamples of patients, not scans, in the shape that fits the figure's scale (Wilson's for shares); where no mistake was made, from the exact binomial limit. Predictive values (PPV, NPV) hold for the mix of classes in this test.{% if weighted %} The weighted error charges 4 for CNV or DME called NORMAL, 2 for CNV or DME called DRUSEN,
-1 for any other mistake (Kermany et al., Cell 172:1122, 2018; their six experts: 0.4 to 10.5 %, mean 4.8 %).{% endif %}</p>
-{% for o in evidence %}{{ o }}
-{% endfor %}{% if dropped is not none %}<h2>What was left out, and why</h2>
-{% if dropped %}<table><tr><th>reason</th><th>scans</th><th>for example</th></tr>{% for r, n, e in dropped %}<tr><td>{{ r }}</td><td class="n">{{ n }}</td><td><code>{{ e }}</code></td></tr>{% endfor %}</table>
-<p class="note">Every scan and its side: <code>split.csv</code>.</p>{% else %}<p>Nothing: every file could be read, and no patient had to leave training for the sake of the test.</p>{% endif %}{% endif %}
-{{ reporting }}
-<h2>How this was made</h2>
-<table>{% for k, v in made_with %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table>
-'''
-
 # %% ../../nbs/api/reporting/report.ipynb #882dabf8
 def _dropped(df):
     "Reasons, how often, and an example; patient and file names are taken out of the reason so that like meets like"
@@ -175,7 +151,7 @@ def write_report(
     right = int((p.predicted == p.label).sum())
     lead = f'{right:,} of {plural(len(p), "scan")}{" of patients the model had not met" if check and check.verified else ""} {"was" if right == 1 else "were"} classified correctly.'
     evidence = [versus(m), belief(m, p), alarms(m, p), silence(m, p), for_whom(m, strata), failures(p, data)]
-    write_page(path, _body, heading, lead=lead, warnings=warnings, apart=apart_words(check), research=RESEARCH_USE, cards=_cards(figs), **_learned(df, data, history), matrix=png(plot_confusion(p, _square()).figure), intervals=png(plot_intervals(figs)),
+    write_page(path, 'report.html.j2', heading, lead=lead, warnings=warnings, apart=apart_words(check), research=RESEARCH_USE, cards=_cards(figs), **_learned(df, data, history), matrix=data_uri(plot_confusion(p, _square()).figure), intervals=data_uri(plot_intervals(figs)),
         by_class=class_table(figs), table=figure_table(figs).to_dict('records'), patients=_patient_sentence(p), resamples=f"{m.get('resamples', 2000):,}", weighted='weighted_error' in figs, evidence=evidence,
         dropped=None if df is None else _dropped(df), reporting='' if checklist is None else standards(checklist), made_with=made_with)
 
@@ -184,7 +160,7 @@ def _square(): return Figure(figsize=(4.4, 4), layout='constrained').add_subplot
 def _learned(df, data, history):
     "Pictures of what training saw and how it went"
     curves = plot_curves(history) if history else None
-    return dict(samples=None if df is None else png(plot_samples(df, data)), counts=None if df is None else png(plot_counts(df)), curves=curves and png(curves), curve_note=history and _curve_note(history))
+    return dict(samples=None if df is None else data_uri(plot_samples(df, data)), counts=None if df is None else data_uri(plot_counts(df)), curves=curves and data_uri(curves), curve_note=history and _curve_note(history))
 
 def apart_words(
     check:SplitCheck|None, # of the split; None: there was none
@@ -260,25 +236,6 @@ def plot_sides(policies):
     return fig
 
 # %% ../../nbs/api/reporting/report.ipynb #054202ff
-_sides = """{% for line in lead %}<p class="lead">{{ line }}</p>{% endfor %}
-<p>{{ advice }}</p>
-<p class="note">{{ research }}</p>
-<h2>The figures side by side</h2>
-<table><tr><th>figure, with 95 % interval</th>{% for p in policies %}<th class="n">{{ p }}</th>{% endfor %}</tr>
-{% for name, values in figures %}<tr><td>{{ name }}</td>{% for v in values %}<td class="n">{{ v }}</td>{% endfor %}</tr>{% endfor %}</table>
-<img src="{{ picture }}" alt="figures of each policy with their intervals">
-<h2>What was learned from, and what was tested on</h2>
-<table><tr><th></th>{% for p in policies %}<th class="n">{{ p }}</th>{% endfor %}</tr>
-{% for name, values in counts %}<tr><td>{{ name }}</td>{% for v in values %}<td class="n">{{ v }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% if differences %}<h2>Differences on the same test scans</h2>
-<table><tr><th>difference</th><th class="n">accuracy</th><th class="n">weighted error</th><th class="n">scans</th></tr>
-{% for what, accuracy, error, n in differences %}<tr><td>{{ what }}</td><td class="n">{{ accuracy }}</td><td class="n">{{ error }}</td><td class="n">{{ n }}</td></tr>{% endfor %}</table>
-<p class="note">Points of a hundred, with the 95 % interval from 2,000 resamples of patients, the same patients for both at once. The weighted error charges 4 for CNV or DME called NORMAL, 2 for CNV or DME called DRUSEN, 1 for any other mistake, so less is better.</p>{% endif %}
-<h2>The report of each policy</h2>
-<ul>{% for p in policies %}<li><a href="{{ p }}/report.html">{{ p }}</a>: {{ kinds[p] }}</li>{% endfor %}</ul>
-<h2>How this was made</h2>
-<table>{% for k, v in made_with %}<tr><th>{{ k }}</th><td>{{ v }}</td></tr>{% endfor %}</table>
-"""
 _kinds = dict(official='the folders as they were shipped, leaks and all', clean='the official test kept, and what it shares with training taken out of training', patient='folders ignored, every patient on one side')
 
 # %% ../../nbs/api/reporting/report.ipynb #a62e4657
@@ -308,4 +265,4 @@ def write_comparison(
     has = [k for k in MAIN if any(k in o['test'] for o in ps.values())]
     rows = [(title(k), [as_text(o['test'][k], k) if k in o['test'] else '' for o in ps.values()]) for k in has]
     apart = [(f"{d['of']} minus {d['minus']}", difference_text(d['accuracy']), difference_text(d['weighted_error']) if 'weighted_error' in d else '', f"{d['accuracy']['n']:,}") for d in m['differences']]
-    write_page(path, _sides, heading, lead=notice(m), advice=_advice(m), research=RESEARCH_USE, policies=list(ps), figures=rows, picture=png(plot_sides(ps)), counts=_counts(m), differences=apart, kinds=_kinds, made_with=made)
+    write_page(path, 'comparison.html.j2', heading, lead=notice(m), advice=_advice(m), research=RESEARCH_USE, policies=list(ps), figures=rows, picture=data_uri(plot_sides(ps)), counts=_counts(m), differences=apart, kinds=_kinds, made_with=made)

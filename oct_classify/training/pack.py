@@ -22,10 +22,10 @@ from fastai.vision.all import DataLoaders
 from filelock import FileLock
 
 from ..core import *
-from ..core import _explain
+from ..core import disk_error
 from ..data.scans import load_table, save_table
 from ..data.prepare import *
-from ..data.prepare import PREPARED, _say_whole
+from ..data.prepare import PREPARED, say_whole
 
 # %% ../../nbs/api/training/pack.ipynb #4324b0bd
 @dataclass
@@ -168,7 +168,7 @@ def pack(
     if out is None:
         parts = list(_prepared(table, root, size, view, 0, workers, block))
         whys = [w for _,b,_ in parts for w in b]
-        _say_whole(sum(n for _,_,n in parts), len(table))
+        say_whole(sum(n for _,_,n in parts), len(table))
         return Packed(table.assign(error=whys), np.concatenate([px for px,_,_ in parts] or [np.zeros((0, *size), np.uint8)]), size, view, key)
     out = make_dir(out)
     with FileLock(out/'.lock'): # two processes that want the same pack make it once
@@ -180,8 +180,8 @@ def pack(
             with _Growing(out, key, len(table), size) as g:
                 for made in _prepared(table, root, size, view, g.done, workers, block): g.add(*made)
             g.finish(table, size=size, view=view)
-            _say_whole(g.fell, len(table))
-        except OSError as e: raise _explain(e, out/'pixels.npy') from None
+            say_whole(g.fell, len(table))
+        except OSError as e: raise disk_error(e, out/'pixels.npy') from None
         p = open_pack(out, key)
     if (lost := _lost(p, table)).any(): say(f"{plural(lost.sum(), 'scan')} could be read before and can't be read now; {'it is' if lost.sum() == 1 else 'they are'} left out, e.g. {table.path[lost].iloc[0]}: {p.table.error[lost].iloc[0]}")
     return p
