@@ -7,8 +7,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'known_classes', 'OctError', 'CheckFailed',
            'ScanName', 'scan_name', 'patient', 'printable', 'to_grey', 'why_unreadable', 'read_scaled', 'read_grey',
-           'make_dir', 'disk_error', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'one_line', 'say', 'progress',
-           'plural', 'delimiter', 'amount', 'digest', 'ahead', 'secret']
+           'make_dir', 'disk_error', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'say',
+           'progress', 'plural', 'delimiter', 'amount', 'digest', 'ahead', 'secret']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, hashlib, io, os, random, re, secrets, shutil, sys
@@ -204,6 +204,14 @@ def quiet(on:bool=True):
     "Silence (or allow again) progress bars and `say` in this process"
     global _quiet
     _quiet = on
+
+@contextlib.contextmanager
+def quietly():
+    "Neither progress bars nor `say` within; what was set before holds again afterwards"
+    before = _quiet
+    quiet()
+    try: yield
+    finally: quiet(before)
 
 def one_line(text)->str:
     "Text for a terminal: control characters, as a file name may hold them, are shown and not obeyed"

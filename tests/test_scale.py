@@ -78,7 +78,7 @@ def work(tmp_path_factory):
     return data, save_bundle(d/'bundle', network('resnet18', 4, 64).eval(), dict(arch='resnet18', classes=list(CLASSES), size=[64, 64], view='whole', mirror=False))
 
 
-def wait(until, seconds=90):
+def wait(until, seconds=600):
     end = time.time()+seconds
     while not until():
         assert time.time() < end, 'waited in vain'
