@@ -57,7 +57,7 @@ def free_port():
 
 def start(bundle, log):
     "The app in a process of its own, and its address"
-    code = 'import sys; from oct_classify.app import serve; serve(sys.argv[1], int(sys.argv[2]), open_browser=False)'
+    code = 'import sys; from oct_classify.app import serve; serve(sys.argv[1], int(sys.argv[2]), browser=False)'
     with open(log, 'wb') as f: p = subprocess.Popen([sys.executable, '-c', code, str(bundle), str(free_port())], stdout=f, stderr=f, env=os.environ | dict(OMP_NUM_THREADS='1'))
     for _ in range(300):
         if m := re.search(rb'http://127\.0\.0\.1:\d+/\?token=[\w-]+', Path(log).read_bytes()): return p, m[0].decode()
