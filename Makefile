@@ -1,5 +1,5 @@
-# make demo: a first classifier on synthetic scans.  make test: everything that CI checks.
-# Both build .venv by themselves, once.
+# make demo: a first classifier on synthetic scans.  make test: all checks but the slow ones.  make test-all: all of them.
+# Each builds .venv by itself, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Tests run two at a time, each in one thread, which is faster than one at a time in two: make test JOBS=4 on four cores.
 JOBS ?= 2
 
-.PHONY: setup demo test notebooks pytest prepare readme clean
+.PHONY: setup demo test test-slow test-all notebooks pytest lint prepare readme clean
 
 setup: $(READY)
 
@@ -24,13 +24,25 @@ demo: $(READY)
 	$(BIN)/oct-classify demo
 
 test: notebooks pytest
-notebooks pytest: export OMP_NUM_THREADS := 1
+	@echo 'Left out: what takes long (pytest -m slow, cells under "#| slow"); make test-slow runs it, make test-all everything.'
+
+test-all: test test-slow
+
+notebooks pytest test-slow: export OMP_NUM_THREADS := 1
+notebooks test-slow: export PYTHONWARNINGS := ignore:`torch.jit.script`:FutureWarning
 
 notebooks: $(READY)
-	PYTHONWARNINGS='ignore:`torch.jit.script`:FutureWarning' $(BIN)/nbdev-test --n-workers $(JOBS) --timing nbs
+	$(BIN)/nbdev-test --n-workers $(JOBS) --timing nbs
 
 pytest: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+	for n in $$(grep -rl --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '"#| slow' nbs); do $(BIN)/nbdev-test --n-workers 0 --flags slow --timing $$n || exit 1; done
+
+lint: $(READY)
+	$(BIN)/ruff check
 
 # What to run after an edit of a notebook: clean, export, README.
 prepare: $(READY)

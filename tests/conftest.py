@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LONG = ('test_demo_learns', 'test_what_a_leak_is_worth', 'test_killed_at_twenty_random_moments', 'test_two_processes')
+LONG = (
+    'test_demo_learns', 'test_what_a_leak_is_worth', 'test_killed_at_twenty_random_moments', 'test_two_processes',
+    'test_worker_and_driver_killed', 'test_docs_pages_can_be_processed')
 
 
 def pytest_collection_modifyitems(items):
