@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oct_classify import cli as commands
+from oct_classify import pipeline as commands
 from oct_classify.core import CLASSES, OctError
 from oct_classify.phantoms.phantom import phantom_folder
 from oct_classify.inference.model import OctModel
