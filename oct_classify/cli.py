@@ -178,7 +178,7 @@ def _check_early(
     data, # folder of scans
     split=None, # and the rest as of `run`
     arch=None, size=None, view=None, policy='clean', weights='imagenet', preset=None,
-    **options, # of `run`; those that `Recipe` has are checked
+    **options, # of `run`; those that `Options` has are checked
 ):
     "What can be known to be wrong before anything is read or written; raises `OctError`"
     if preset not in (None, *PRESETS): raise OctError(f'There is no recipe {preset!r}: choose one of {", ".join(PRESETS)}.')
@@ -192,9 +192,9 @@ def _check_early(
 
 def _check_training(arch, weights, options):
     from oct_classify.training.network import check_arch
-    from oct_classify.training.learner import Recipe
+    from oct_classify.training.recipes import Options
     if arch: check_arch(arch)
-    r = Recipe(**{f.name: options[f.name] for f in fields(Recipe) if f.name in options})
+    r = Options(**{f.name: options[f.name] for f in fields(Options) if f.name in options})
     if weights == 'none' and not r.epochs: raise OctError('With --weights none and --epochs 0 nothing is trained: choose at least one epoch.')
 
 # %% ../nbs/api/cli.ipynb #aa852a07
@@ -217,7 +217,7 @@ def run(
     study=None, # statements for the reporting checklist: a JSON file, or a dict
     lookalikes:int=0, # thumbnails of training scans to put into the bundle, for everybody who gets it to see
     classes=CLASSES, # names of the class folders, in capitals
-    **recipe, # epochs, bs, lr … see `train.Recipe`
+    **recipe, # epochs, bs, lr … see `Options`
 )->dict|None: # what metrics.json holds
     "Read, split, train, evaluate, save and report; raises `OctError` for what can't be used, `LeakError` where a split file leaks"
     t0 = time.time()
@@ -501,7 +501,7 @@ def _add_state(p):
 
 # %% ../nbs/api/cli.ipynb #588dec85
 def _add_recipe(p):
-    "Options of the recipe; what is not given is left to `train.Recipe`"
+    "Options of the recipe; what is not given is left to `Options`"
     g = p.add_argument_group("how to train (defaults in brackets; with --recipe, the recipe's own)")
     add = lambda name, **kw: g.add_argument(name, default=argparse.SUPPRESS, **kw)
     add('--epochs', type=_whole, metavar='N', help='epochs in which all layers are trained, after the head (4); 0: the head alone')
