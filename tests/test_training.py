@@ -283,8 +283,8 @@ import numpy as np, pandas as pd, torch
 from oct_classify.training.pack import *
 d,n = Path(sys.argv[1]),int(sys.argv[2])
 block = np.random.default_rng(0).integers(0, 255, (500, 224, 224), dtype=np.uint8)
-with UnfinishedPack(d, '', n, (224, 224)) as g:
-    for _ in range(n//500): g.add(block)
+g = UnfinishedPack(d, '', n, (224, 224))
+for _ in range(n//500): g.add(block)
 t = pd.DataFrame(dict(path=[f'{i}' for i in range(n)], sha256=[f'{i}' for i in range(n)], label='CNV', error=''))
 g.finish(t, size=(224, 224), view='whole')
 p = open_pack(d)

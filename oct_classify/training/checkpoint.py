@@ -105,16 +105,12 @@ def noted_threads(folder, n:int)->int:
     return n
 
 # %% ../../nbs/api/training/checkpoint.ipynb #180ed384
-def checkpoint_folder(
-    out, # output folder of the training
-    request:dict, # what decides the training
-    drive='/content/drive/MyDrive', # where Colab mounts Google Drive
-)->Path:
+def checkpoint_folder(out, request:dict, drive='/content/drive/MyDrive')->Path:
     "A folder in `out`, or on Google Drive where Colab has mounted it, as the machine's own disk goes with the machine"
     return (Path(drive)/'oct_classify' if Path(drive).is_dir() else Path(out))/'checkpoints'/request_hash(request)
 
 def clear_states(folder, all:bool=True):
-    "Remove what a killed process left half-written and, with `all`, the states, and the folder if nothing is left in it"
+    "Remove what a killed process left half-written and, with `all`, the states, and the folder if it is empty then"
     folder = Path(folder)
     for f in folder.glob('.*.part'): f.unlink(missing_ok=True)
     for f in [*folder.glob('*-*.pt'), folder/'threads'] if all else []: f.unlink(missing_ok=True)
@@ -148,7 +144,7 @@ class Checkpoint(Callback):
 
     def others(self):
         "Callbacks with something to remember, by name"
-        return {type(cb).__name__: cb for cb in self.learn.cbs if hasattr(type(cb), 'to_keep')}
+        return {type(cb).__name__: cb for cb in self.learn.cbs if hasattr(type(cb), 'remembered')}
 
     def before_fit(self):
         "Weights, optimiser and the other callbacks' memories come back"
@@ -158,7 +154,8 @@ class Checkpoint(Callback):
         say(f'Going on after epoch {self.at[0]}{batch} ({self.folder}).')
         get_model(self.model).load_state_dict(self.state['model'])
         self.opt.load_state_dict(self.state['opt'])
-        for name,cb in self.others().items(): cb.take_back(self.state['others'][name])
+        for name,cb in self.others().items():
+            for k in cb.remembered: setattr(cb, k, self.state['others'][name][k])
 
     def before_epoch(self):
         "Skip epochs that are done"
@@ -183,7 +180,7 @@ class Checkpoint(Callback):
         if self.training and not torch.isfinite(self.loss): self.give_up(f'epoch {self.epoch+1}, batch {self.done+1}')
 
     def after_batch(self):
-        "Keep the state when it is time, or when asked to stop, by any of several processes; raises `Stopped` when asked"
+        "Keep the state when it is time, or when asked to stop, in any process; raises `Stopped` when asked"
         self.done += self.training
         asked = self.asked()
         if num_distrib() > 1:
@@ -210,7 +207,7 @@ class Checkpoint(Callback):
             request=request_hash(self.request),
             model=model,
             opt=self.opt.state_dict(),
-            others={k: cb.to_keep() for k,cb in self.others().items()},
+            others={name: {k: getattr(cb, k) for k in cb.remembered} for name,cb in self.others().items()},
             pct_train=self.pct_train,
             train_iter=self.train_iter,
             smooth=(self.recorder.smooth_loss.count, self.recorder.smooth_loss.val),
