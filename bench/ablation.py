@@ -1,9 +1,9 @@
-"""What each choice of the recipe is worth: one change at a time against the default, cross-validated over patients inside train and val.
+"""What each choice of the options is worth: one change at a time against the default, cross-validated over patients inside train and val.
 
-    python bench/ablation.py DATA [--out DIR] [--size 160] [--folds 5] [--only base,mixup] [--strong] [--table]
+    python bench/ablation.py DATA [--out DIR] [--size 160] [--folds 5] [--only base,smoothing] [--strong] [--table]
 
 No scan of the test folder is learned from or predicted. Each held-out fold is predicted by a network that was trained on four fifths of the
-rest and validated on the other fifth, so that `best` (the epoch that validated best) is judged on scans that did not choose it.
+rest and validated on the other fifth.
 Predictions are kept in DIR, one file per variant and fold; the same command goes on where it was. --strong gives all variants the strong augmentation. --table only prints what is there:
 accuracy with the 95 % interval, and the difference to the default with the interval of the same patients resampled in pairs.
 The `rare_` variants learn from a training part thinned to the mix of Kaggle's training folder (CNV 37 : DME 11 : DRUSEN 9 : NORMAL 26).
@@ -22,14 +22,14 @@ import oct_classify.training.learner as room
 from oct_classify.core import quiet
 from oct_classify.data.scans import scan_table
 from oct_classify.evaluation.figures import as_text, figures
-from oct_classify.training.pack import Augment
+from oct_classify.training.recipes import Augment
 from oct_classify.inference.model import OctModel
 from oct_classify.data.split import components
 
-STRONG = Augment(rotate=10., zoom=.1, shift=.06, brightness=.1, contrast=.2, speckle=.15, erase=.2)
-VARIANTS = dict(base={}, no_augment=dict(augment=None), average=dict(average=.5), best=dict(best=True), small=dict(small=.5), smoothing=dict(smoothing=.1), mixup=dict(mix='mixup'),
-    rare_loss={}, rare_prior=dict(balance='prior'), rare_none=dict(balance='none'), strong_augment=dict(augment=STRONG), uniform_rate=dict(body=1.), no_head_first={}, moving_bn=dict(fixed_bn=False),
-    bf16=dict(precision='bf16'), rate_3e4=dict(lr=3e-4), rate_3e3=dict(lr=3e-3), cutmix=dict(mix='cutmix'), epochs_8=dict(epochs=8))
+STRONG = Augment(rotate=10., zoom=.1, shift=.06, brightness=.1, contrast=.2, speckle=.15)
+VARIANTS = dict(base={}, no_augment=dict(augment=None), smoothing=dict(smoothing=.1),
+    rare_loss={}, rare_none=dict(balance='none'), strong_augment=dict(augment=STRONG), uniform_rate=dict(body=1.), no_head_first={}, moving_bn=dict(fixed_bn=False),
+    bf16=dict(precision='bf16'), rate_3e4=dict(lr=3e-4), rate_3e3=dict(lr=3e-3), epochs_8=dict(epochs=8))
 MIX = dict(CNV=37_205, DME=11_348, DRUSEN=8_616, NORMAL=26_315)
 
 

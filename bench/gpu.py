@@ -99,11 +99,13 @@ def clocked_rate(learn, steps):
 def our_learner(packed, arch, fixed=False, **options):
     from oct_classify.training.network import network
     from oct_classify.training.pack import packed_loaders
-    from oct_classify.training.learner import Recipe, callbacks, keep_memory, oct_learner, to_device_fast
+    from oct_classify.training.callbacks import callbacks
+    from oct_classify.training.learner import filled, keep_memory, oct_learner, to_device_fast
+    from oct_classify.training.recipes import Options
     keep_memory()
     dev = device()
     net = to_device_fast(network(arch, size=packed.size), dev)
-    recipe = Recipe(**options).on(dev, net)
+    recipe = filled(Options(**options), dev, net)
     if recipe.compile: net.body.compile()
     dls = packed_loaders(packed, packed.table, packed.table[:8], bs=recipe.bs, augment=recipe.augment, device=dev)
     learn = oct_learner(dls, net, recipe)
@@ -184,7 +186,7 @@ def run_command(c, folder, options):
     if p.returncode: raise RuntimeError(p.stderr[-2000:])
     m = json.loads((out/'metrics.json').read_text())
     config = json.loads((out/'bundle/config.json').read_text())
-    return dict(options=' '.join(map(str, options)), seconds=round(seconds, 1), accuracy=round(m['test']['accuracy']['value'], 4), interval=[round(m['test']['accuracy'][k], 4) for k in ('low', 'high')], stages=m['seconds'], epochs=config['epochs'], precision=config['recipe']['precision'],
+    return dict(options=' '.join(map(str, options)), seconds=round(seconds, 1), accuracy=round(m['test']['accuracy']['value'], 4), interval=[round(m['test']['accuracy'][k], 4) for k in ('low', 'high')], stages=m['seconds'], epochs=config['epochs'], precision=config['options']['precision'],
         scans=m['scans'], data='OCT_DATA' if os.environ.get('OCT_DATA') else 'phantoms')
 
 

@@ -19,7 +19,7 @@ from oct_classify.data.scans import scan_table
 from oct_classify.evaluation.figures import as_text, figures
 from oct_classify.training.network import FALLBACK, pretrained
 from oct_classify.inference.model import OctModel
-from oct_classify.training.recipes import enough, fast
+from oct_classify.training.recipes import enough, train_by
 
 
 def drawn(t, n, seed):
@@ -34,7 +34,7 @@ def drawn(t, n, seed):
 def ours(df, data, seed):
     "Probabilities of the test scans, and seconds without predicting them"
     begun = time.time()
-    o = fast(df, data, seed=seed)
+    o = train_by('fast', df, data, seed=seed)
     took = time.time()-begun
     h = df[df.split == 'test']
     m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))

@@ -22,7 +22,7 @@ from oct_classify.evaluation.heatmaps import *
 from oct_classify.phantoms.phantom import Phantom, _jpeg, phantom_folder
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import placed
-from oct_classify.training.recipes import fast
+from oct_classify.training.recipes import train_by
 from oct_classify.data.split import split_table
 
 SHAPE, LESIONS = (248, 256), ('CNV', 'DME', 'DRUSEN')
@@ -33,7 +33,7 @@ NULL = dict(evidence=60, cam=60, grad_cam=30, layer_cam=30, integrated_gradients
 def trained():
     with tempfile.TemporaryDirectory() as d:
         t = split_table(scan_table(phantom_folder(d, 100, 0, 10, 1, seed=42, shape=SHAPE)))
-        o = fast(t, d, size=(160, 240))
+        o = train_by('fast', t, d, size=(160, 240))
     return OctModel(o.net, dict(temperature=1., mirror=True, thresholds=dict(urgent=.5)) | o.info)
 
 

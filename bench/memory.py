@@ -15,7 +15,9 @@ from gpu import synthetic_pack
 from oct_classify.core import quiet
 from oct_classify.training.network import network
 from oct_classify.training.pack import packed_loaders
-from oct_classify.training.learner import Recipe, callbacks, fine_tune, keep_memory, oct_learner, to_device_fast
+from oct_classify.training.callbacks import callbacks
+from oct_classify.training.learner import fine_tune, keep_memory, oct_learner, to_device_fast
+from oct_classify.training.recipes import Options
 
 
 def main():
@@ -26,11 +28,11 @@ def main():
     keep_memory()
     with tempfile.TemporaryDirectory(dir=a.folder) as d:
         packed = synthetic_pack(Path(d), a.scans, a.size)
-        recipe = Recipe(epochs=1, bs=64)
+        options = Options(epochs=1, bs=64)
         net = to_device_fast(network(a.arch, size=a.size), 'cpu')
-        dls = packed_loaders(packed, packed.table, packed.table[:64], bs=recipe.bs)
+        dls = packed_loaders(packed, packed.table, packed.table[:64], bs=options.bs)
         begun = time.time()
-        fine_tune(oct_learner(dls, net, recipe), recipe, callbacks(recipe, net, dls, True))
+        fine_tune(oct_learner(dls, net, options), options, callbacks(options, net, dls, True))
         took = time.time()-begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     print(f'{a.scans:,} scans of {a.size} pixels ({a.scans*a.size**2/1e9:.1f} GB), one epoch: peak resident memory {peak:.2f} GB, {a.scans/took:.0f} scans/s')

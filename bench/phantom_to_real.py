@@ -20,7 +20,9 @@ from oct_classify.training.pack import Packed, packed_loaders
 from oct_classify.phantoms.phantom import Phantom
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import as_size, prepare_many
-from oct_classify.training.learner import Recipe, callbacks, fine_tune, fit_head, oct_learner
+from oct_classify.training.callbacks import callbacks
+from oct_classify.training.learner import filled, fine_tune, fit_head, oct_learner
+from oct_classify.training.recipes import Options
 
 SHAPES = (496, 512), (496, 512), (496, 512), (496, 768) # as real scans: one in four is wide; the shape does not go with the class
 
@@ -70,12 +72,12 @@ def main():
     set_seed(a.seed)
     net, info = pretrained(a.arch, 4, a.size)
     info['size'] = list(as_size(a.size))
-    recipe = Recipe(epochs=a.epochs, lr=a.lr).on('cpu', net)
-    learn = learner(net, train, valid, recipe)
+    options = filled(Options(epochs=a.epochs, lr=a.lr), 'cpu', net)
+    learn = learner(net, train, valid, options)
     print(f'head: {fit_head(learn, net):.1%} of 200 unseen phantoms ({time.time()-begun:.0f} s)', flush=True)
     report(net, info, a.data, t, 'head alone')
     if a.epochs:
-        fine_tune(learn, recipe, callbacks(recipe, net, learn.dls))
+        fine_tune(learn, options, callbacks(options, net, learn.dls))
         print(f'fine-tuned: {learn.recorder.values[-1][-1]:.1%} of 200 unseen phantoms ({time.time()-begun:.0f} s)', flush=True)
         report(net, info, a.data, t, f'{a.epochs} epochs')
 

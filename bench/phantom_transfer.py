@@ -22,7 +22,9 @@ from oct_classify.data.scans import scan_table
 from oct_classify.training.network import network
 from oct_classify.data.prepare import prepare_many
 from oct_classify.data.split import components
-from oct_classify.training.learner import Recipe, callbacks, fine_tune
+from oct_classify.training.callbacks import callbacks
+from oct_classify.training.learner import filled, fine_tune
+from oct_classify.training.recipes import Options
 
 
 def few(t, k, seed):
@@ -39,9 +41,9 @@ def few(t, k, seed):
 def fit(net, train, epochs, lr, bs=8):
     "Train all layers of a copy of `net`; batch-norm statistics move with the batches, as it started at random"
     net = copy.deepcopy(net)
-    recipe = Recipe(epochs=epochs, lr=lr, bs=bs, fixed_bn=False).on('cpu', net)
-    learn = learner(net, train, tuple(o[:bs] for o in train), recipe)
-    fine_tune(learn, recipe, callbacks(recipe, net, learn.dls, random_start=True))
+    options = filled(Options(epochs=epochs, lr=lr, bs=bs, fixed_bn=False), 'cpu', net)
+    learn = learner(net, train, tuple(o[:bs] for o in train), options)
+    fine_tune(learn, options, callbacks(options, net, learn.dls, random_start=True))
     return net.eval()
 
 

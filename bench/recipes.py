@@ -7,7 +7,6 @@ member is trained once and both recipes are read from the same predictions. Thes
 same command goes on where it was; --table only prints what is there, for seeds that are complete.
 """
 import argparse
-import inspect
 import time
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from oct_classify.data.scans import scan_table
 from oct_classify.evaluation.figures import as_text, figures
 from oct_classify.training.pack import pack
 from oct_classify.inference.model import OctModel
-from oct_classify.training.recipes import best, fast
+from oct_classify.training.recipes import RECIPES, train_by
 from oct_classify.data.split import components
 
-ARCHS = inspect.signature(best).parameters['arch'].default.split('+')
+ARCHS = RECIPES['best'].arch.split('+')
 SHOW = ('accuracy', 'weighted_error', 'urgent_auc', 'macro_auc')
 
 
@@ -84,7 +83,7 @@ def main():
                 for k, (df, held) in enumerate(folds(t, a.folds, seed)):
                     f, begun = a.out/f'{arch}-{seed}-{k}.npy', time.time()
                     if f.exists(): continue
-                    o = fast(df, a.data, arch, seed=1000*seed+10*k+i)
+                    o = train_by('fast', df, a.data, arch, seed=1000*seed+10*k+i)
                     packed = pack(df, a.data, None, o.info['size'], o.info['view'])
                     z = logits(o, packed, held)
                     np.save(f, z)

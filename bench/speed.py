@@ -40,7 +40,8 @@ from oct_classify.inference.onnx import write_int8
 from oct_classify.inference.ood import fit_inputs, traits
 from oct_classify.phantoms.phantom import phantom_folder
 from oct_classify.training.network import FALLBACK, network
-from oct_classify.training.pack import Augment, pack, packed_loaders
+from oct_classify.training.pack import pack, packed_loaders
+from oct_classify.training.recipes import Augment
 
 CUDA = torch.cuda.is_available()
 

@@ -62,8 +62,8 @@ def test_blocked_hub_falls_back(cli, offline, no_onnx, tmp_path, monkeypatch):
     from oct_classify.phantoms.phantom import phantom_folder
 
     def blocked(url, timeout=5): raise network.HubError(f'{url} is not reachable from here.')
-    monkeypatch.setattr(network, '_probe', blocked)
-    monkeypatch.setattr(network, '_cached', lambda arch: None)
+    monkeypatch.setattr(network, 'probe', blocked)
+    monkeypatch.setattr(network, 'cached_file', lambda arch: None)
     d = phantom_folder(tmp_path/'d', 5, 1, 2, shape=(124, 128))
     code, _, err = cli('run', d, '--size', '64', '--epochs', '0', '--out', tmp_path/'o')
     assert code == 0 and f'Going on with {offline}' in err
