@@ -838,7 +838,8 @@ def explain(
     out='oct-explain', # folder for the pictures and index.html
     root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (that of the CSV)
     target:str|None=None, # the class to look for (the one that is predicted)
-    method:Literal[*METHODS]=METHODS[0], # how the map is made
+    # how the map is made: evidence, cam, grad_cam, layer_cam, integrated_gradients or occlusion (evidence)
+    method:str|None=None,
     um:float|None=None, # width of a column of pixels of the scan in micrometres, for a scale bar (no bar)
 ): # `Explained`
     """Where a model looked: a picture per scan with the evidence for the class laid over it
@@ -847,8 +848,8 @@ def explain(
     and index.html to the output folder.
 
     Raises `OctError` where not one scan could be read."""
-    from oct_classify.evaluation.heatmaps import explain_files
-    try: return explain_files(bundle, paths, out, method=method, target=target, um=um, root=root)
+    from oct_classify.evaluation.heatmaps import BEST, explain_files
+    try: return explain_files(bundle, paths, out, method or BEST, target, um, root)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'Stopped: what was drawn is in {out}, '
             'and the same command draws all of it anew.') from None
