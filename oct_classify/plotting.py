@@ -20,9 +20,7 @@ from .core import *
 # %% ../nbs/api/plotting.ipynb #9ddbf76a
 COLOURS = dict(CNV='#D55E00', DME='#0072B2', DRUSEN='#E69F00', NORMAL='#009E73')
 
-def colour(
-    label:str, # class
-)->str: # hexadecimal
+def colour(label:str)->str:
     "The colour of a class in every figure; grey for what is not one of `CLASSES`"
     return COLOURS.get(label, '#555555')
 
@@ -53,11 +51,8 @@ def overlay(
     return (opacity*colours + (1-opacity)*grey[..., None]).round().astype(np.uint8)
 
 # %% ../nbs/api/plotting.ipynb #d495ba1d
-def small_picture(
-    scan, # path or array
-    size:tuple, # (width, height) in pixels
-)->Image.Image|None: # None for what can't be read any more
-    "A scan at the size of a thumbnail"
+def small_picture(scan, size:tuple)->Image.Image|None:
+    "A scan (path or array) at `size` (width, height) pixels, or None where it can't be read any more"
     try: return Image.fromarray(read_grey(scan)).resize(size)
     except OctError: return None
 
