@@ -7,8 +7,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'known_classes', 'OctError', 'CheckFailed',
            'ScanName', 'scan_name', 'patient', 'printable', 'to_grey', 'why_unreadable', 'open_image', 'read_scaled',
-           'read_grey', 'make_dir', 'disk_error', 'part_name', 'atomic_write', 'replace_dir', 'atomic_dir', 'set_seed',
-           'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'amount', 'digest', 'cpu_use',
+           'read_grey', 'make_dir', 'disk_error', 'atomic_write', 'replace_dir', 'atomic_dir', 'set_seed', 'quiet',
+           'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'amount', 'digest', 'cpu_use',
            'spare_cores', 'ahead', 'secret']
 
 # %% ../nbs/api/core.ipynb #5901b40d
@@ -31,7 +31,6 @@ def known_classes(classes)->tuple:
     "The class folders to look for with a model: all four, so that none is overlooked, or its own where it has others"
     return CLASSES if set(classes) <= set(CLASSES) else tuple(classes)
 
-# %% ../nbs/api/core.ipynb #f5a2491f
 class OctError(Exception):
     "A mistake that its reader can mend: the message is one sentence that says how"
 
@@ -59,7 +58,7 @@ def printable(path)->str:
     "A path as text that can be stored and printed; bytes that are not UTF-8, as in an old zip, are escaped"
     return str(path).encode('utf-8', 'backslashreplace').decode()
 
-# %% ../nbs/api/core.ipynb #99fe22f6
+# %% ../nbs/api/core.ipynb #53ee18fd
 def to_grey(im:Image.Image)->np.ndarray:
     "Any decoded image as uint8 greys (H, W)"
     if im.mode.startswith('I;16'): return (np.asarray(im).astype(np.uint16) >> 8).astype(np.uint8)
@@ -71,7 +70,6 @@ def to_grey(im:Image.Image)->np.ndarray:
         im = Image.alpha_composite(Image.new('RGBA', im.size, (0, 0, 0, 255)), im)
     return np.asarray(im.convert('L'))
 
-# %% ../nbs/api/core.ipynb #d0089af1
 MIN_SIDE = 32 # pixels: shortest side that is accepted
 MAX_PIXELS = 20_000_000 # largest area
 IMAGES = ('.jpeg', '.jpg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif') # endings of picture files
@@ -87,7 +85,6 @@ def why_unreadable(e:Exception)->str:
     if isinstance(e, OSError) and e.errno: return f"The file can't be opened: {e.strerror}."
     return 'The image data are damaged or cut short.'
 
-# %% ../nbs/api/core.ipynb #53ee18fd
 def open_image(source)->Image.Image:
     "A path, bytes, PIL image or array as a PIL image that is not decoded yet; raises `OctError` for an empty file"
     if isinstance(source, np.ndarray): return Image.fromarray(source)
@@ -112,14 +109,12 @@ def read_scaled(source, at_least=None):
             return grey, (h, w)
     except Exception as e: raise OctError(why_unreadable(e)) from None
 
-def read_grey(
-    source, # path, bytes, PIL image, or uint8 array (H, W) or (H, W, 3)
-    at_least=None, # (height, width) that will do: a larger picture comes at 1/2, 1/4 or 1/8, never below; None: whole
-)->np.ndarray: # greys (H, W), uint8
-    "Read one scan, or raise an `OctError` that says in one sentence why it can't be read"
+def read_grey(source, at_least=None)->np.ndarray:
+    """Greys (H, W) uint8 of a path, bytes, PIL image or uint8 array, or an `OctError` that says why it can't be read;
+    a picture of twice the (height, width) `at_least` and more comes at 1/2, 1/4 or 1/8, never below"""
     return read_scaled(source, at_least)[0]
 
-# %% ../nbs/api/core.ipynb #a8ff8850
+# %% ../nbs/api/core.ipynb #ea080c0e
 def make_dir(path, hint:str='choose another --out')->Path:
     "Create a folder for output; where that fails, the `OctError` says why, and as `hint` what to do"
     path = Path(path)
@@ -136,17 +131,12 @@ def disk_error(e:OSError, path)->OctError:
         return OctError(f'The disk is full: {path} was not written; free some space and run the same command again.')
     return OctError(f"{path} can't be written ({e.strerror}): choose a folder you may write to.")
 
-def part_name(path:Path)->Path:
-    "A hidden name beside `path`, under which it grows"
-    return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
-
-# %% ../nbs/api/core.ipynb #8dba7b69
 @contextlib.contextmanager
 def atomic_write(path, mode:str='w'):
     "A file (UTF-8, or bytes with 'wb') that appears under `path` complete or not at all; `OctError` where it can't"
     path = Path(path)
     if not path.name or path.is_dir(): raise OctError(f'{path} is a folder: give the name of a file to write.')
-    tmp = part_name(path)
+    tmp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
     text = {} if 'b' in mode else dict(encoding='utf-8', newline='\n')
     try:
         with open(tmp, mode.replace('w', 'x'), **text) as f:
@@ -158,7 +148,6 @@ def atomic_write(path, mode:str='w'):
     finally:
         with contextlib.suppress(OSError): tmp.unlink()
 
-# %% ../nbs/api/core.ipynb #ea080c0e
 def replace_dir(new:Path, path:Path):
     "Put folder `new` in the place of `path`; the old one comes back where that fails"
     old = new.with_suffix('.old')
@@ -173,7 +162,7 @@ def replace_dir(new:Path, path:Path):
 def atomic_dir(path):
     "A folder that appears under `path` whole or not at all, in place of an older one; raises `OctError` as above"
     path = Path(path)
-    tmp = part_name(make_dir(path.parent)/path.name)
+    tmp = make_dir(path.parent)/f'.{path.name}.{secrets.token_hex(4)}.part'
     try:
         tmp.mkdir()
         yield tmp
@@ -222,12 +211,8 @@ def progress(
     return tqdm(it, total=total, desc=desc, leave=False, disable=True if _quiet else None, **kwargs)
 
 # %% ../nbs/api/core.ipynb #c41d7e90
-def plural(
-    n:int, # how many
-    one:str, # what one is called
-    many:str|None=None, # what others are called; None: with an s
-)->str: # '1 scan', '2,000 scans'
-    "A count with its word"
+def plural(n:int, one:str, many:str|None=None)->str:
+    "A count with its word: '1 scan', '2,000 scans'; `many` is what others are called, by default with an s"
     return f'{n:,} {one if n == 1 else many or one+"s"}'
 
 def delimiter(text:str)->str:
@@ -236,11 +221,10 @@ def delimiter(text:str)->str:
 
 def amount(n:float)->str:
     "A number of bytes as people read it, '5.5 GB', in powers of 1,000"
-    units = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
-    while n >= 999.5 and len(units) > 1:
+    for unit in ('B', 'kB', 'MB', 'GB', 'TB', 'PB'):
+        if n < 999.5 or unit == 'PB': break
         n /= 1000
-        units.pop(0)
-    return f'{n:.1f} {units[0]}' if units[0] != 'B' and n < 9.95 else f'{n:.0f} {units[0]}'
+    return f'{n:.{1 if unit != "B" and n < 9.95 else 0}f} {unit}'
 
 def digest(path, kind:str='sha256')->str:
     "The hash of a file in hexadecimal; raises `OSError` where it can't be read"
@@ -253,11 +237,9 @@ def cpu_use(stat='/proc/stat')->np.ndarray:
     own = os.times()
     return np.array([sum(ticks), ticks[3]+ticks[4], own.user+own.system, own.elapsed])
 
-def spare_cores(
-    sample:float=.5, # seconds for which others are watched
-    stat='/proc/stat', # where Linux keeps its counts; without such a file nobody is watched
-)->int: # at least 1
-    "Threads for long work: the cores this process may use, less those that others keep busy; at most OMP_NUM_THREADS"
+def spare_cores(sample:float=.5, stat='/proc/stat')->int:
+    """Threads for long work, at least 1 and at most OMP_NUM_THREADS: the cores this process may use, less those that
+    others keep busy within `sample` seconds (where there is no `stat`, as on other systems than Linux: all)"""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     limit = os.environ.get('OMP_NUM_THREADS', '').strip()
     most = min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
@@ -265,10 +247,9 @@ def spare_cores(
     try:
         before = cpu_use(stat)
         time.sleep(sample)
-        ticks,idle,own,seconds = cpu_use(stat) - before
-    except (OSError, ValueError, IndexError): return most
-    if not ticks or not seconds: return most
-    others = (1 - idle/ticks)*os.cpu_count() - own/seconds
+        ticks,idle,own,seconds = (cpu_use(stat) - before).tolist()
+        others = (1 - idle/ticks)*os.cpu_count() - own/seconds
+    except (OSError, ValueError, IndexError, ZeroDivisionError): return most
     return max(1, min(most, cores - round(others)))
 
 # %% ../nbs/api/core.ipynb #b8d05c13
