@@ -11,6 +11,7 @@ __all__ = ['JUNK', 'SIDE_WORDS', 'COLUMNS', 'SCHEMA', 'place_in_layout', 'walk_f
 
 # %% ../../nbs/api/data/scans.ipynb #728a4a86
 import contextlib, hashlib, os, time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from ..core import *
 
-# %% ../../nbs/api/data/scans.ipynb #9760f9fa
+# %% ../../nbs/api/data/scans.ipynb #000cbc07
 JUNK = {'__MACOSX', '$RECYCLE.BIN'}
 SIDE_WORDS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 
@@ -45,16 +46,14 @@ def walk_folders(root):
         files = sorted(f for f in files if not f.startswith('.') and f.lower() not in ('thumbs.db', 'desktop.ini'))
         yield PurePosixPath(Path(folder).relative_to(root).as_posix()), named, files
 
-# %% ../../nbs/api/data/scans.ipynb #000cbc07
-def unread_folders(tree:list, classes)->dict:
+def unread_folders(tree:list, classes)->Counter:
     "How many pictures lie in folders beside class folders that are none; `tree`: what `walk_folders` gives"
     parents = {d.parent for d,*_ in tree if d.name.strip().upper() in classes and d.parts}
-    pictures = {}
+    pictures = Counter()
     for d,_,files in tree:
         if d.parent in parents and d.parts and d.name.strip().upper() not in classes:
-            n = sum(Path(f).suffix.lower() in IMAGES for f in files)
-            if n: pictures[d.name] = pictures.get(d.name, 0) + n
-    return pictures
+            pictures[d.name] += sum(Path(f).suffix.lower() in IMAGES for f in files)
+    return +pictures
 
 def file_size(path)->int:
     "Bytes of a file; 0 where it can't be looked at, as a link to nowhere: reading it will tell"
@@ -69,11 +68,9 @@ def second_copies(root, df:pd.DataFrame)->np.ndarray:
         with contextlib.suppress(OSError): content[i] = digest(root/df.path[i])
     return df.assign(content=content).duplicated([*key, 'content']).to_numpy()
 
-def find_scans(
-    root, # folder that holds class folders at any depth
-    classes:tuple=CLASSES, # class folder names, upper case
-)->pd.DataFrame: # columns path (relative to `root`, posix), folder, label, bytes
-    "List the scans below `root`, each once; raises `OctError` where there is none or a class folder is empty"
+def find_scans(root, classes:tuple=CLASSES)->pd.DataFrame:
+    """The scans in class folders (upper case names) at any depth, each once, as path (relative to `root`, posix),
+    folder, label and bytes; raises `OctError` where there is none or a class folder is empty"""
     root = Path(root)
     if not root.exists(): raise OctError(f'There is no folder {root}: check the path.')
     if not root.is_dir():
@@ -97,35 +94,26 @@ def find_scans(
         what = plural(n, 'picture that is', 'pictures that are')
         say(f'The folder {printable(name)} holds {what} not read: name it with --classes where it is a class.')
     twice = second_copies(root, df)
-    if twice.any(): say(f'Left out, because they are there a second time in another tree: {plural(twice.sum(), "file")}.')
+    if twice.any(): say(f'Left out, as they are there a second time in another tree: {plural(twice.sum(), "file")}.')
     return df[~twice][['path', 'folder', 'label', 'bytes']].reset_index(drop=True)
 
-# %% ../../nbs/api/data/scans.ipynb #7bdd12eb
-def dhash(
-    grey:np.ndarray, # (H, W) uint8
-)->np.uint64: # 64 bits: is each pixel of the 9x8 thumbnail darker than the one to its right?
-    "Difference hash of a picture; similar pictures differ in few bits (N. Krawetz, hackerfactor.com, 2013)"
+# %% ../../nbs/api/data/scans.ipynb #af246259
+def dhash(grey:np.ndarray)->np.uint64:
+    "Difference hash (N. Krawetz, hackerfactor.com, 2013): is each pixel of a 9x8 thumbnail darker than the next one?"
     a = np.asarray(Image.fromarray(grey).resize((9, 8), Image.BOX))
     return np.packbits(a[:,1:] > a[:,:-1]).view('>u8')[0].astype(np.uint64)
 
-# %% ../../nbs/api/data/scans.ipynb #af246259
 COLUMNS = ['path', 'label', 'patient', 'folder', 'width', 'height', 'bytes', 'sha256', 'dhash', 'error']
 
 def blank_columns(look)->dict:
     "The further columns of a scan that can't be read"
     return look(np.zeros((MIN_SIDE, MIN_SIDE), np.uint8)) if look else {}
 
-def read_row(
-    root, # folder of scans
-    row, # of `find_scans`
-    classes, # whose names may disagree with the folder
-    look=None, # greys (H, W) uint8 → dict of further columns
-    blank={}, # these columns where the file can't be read
-)->dict: # the columns that `find_scans` does not know
-    "What one file says about itself"
+def read_row(root, row, classes, look=None, blank=None)->dict:
+    "What a row of `find_scans` lacks; where its file can't be read, the columns of `look` are those of `blank`"
     p,n = Path(root)/row.path, scan_name(row.path)
     out = dict(patient=n.patient if n else pd.NA, width=0, height=0, bytes=row.bytes, sha256='', dhash=np.uint64(0),
-               error='') | blank
+               error='') | (blank or {})
     try:
         if not os.path.lexists(p): raise OctError('The file name is not valid UTF-8: rename the file.')
         data = p.read_bytes()
@@ -159,14 +147,13 @@ def scan_table(
     classes:tuple=CLASSES, # class folder names
     old:pd.DataFrame|None=None, # an earlier table of this folder, to save time
     since:float=0., # when `old` was begun, in seconds since 1970; files touched later are read anew
-    workers:int|None=None, # threads; None: one per core
     look=None, # greys (H, W) uint8 → dict of further columns
     keep=None, # called with what there is every 5,000 files, so that an interruption costs little
 )->pd.DataFrame: # the columns of `COLUMNS` and of `look`, sorted by path; `error` says why a file can't be used
     "One row per file below `root`; raises `OctError` where there is none"
     found = find_scans(root, classes)
     known = unchanged(root, found, old, since)
-    blank,todo = blank_columns(look),list(found[~known].itertuples())
+    todo,blank = list(found[~known].itertuples()),blank_columns(look)
     done = [old[old.path.isin(found.path[known])]] if known.any() else []
     got = []
 
@@ -176,13 +163,13 @@ def scan_table(
         new = [typed(pd.DataFrame(got, columns=[*COLUMNS, *blank]), look)] if got else []
         return typed(pd.concat(done + new), look)
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row in progress(pool.map(read, todo), len(todo), 'Reading scans'):
             got.append(row)
             if keep and len(got) % 5000 == 0: keep(table())
     return table()
 
-# %% ../../nbs/api/data/scans.ipynb #c03b476f
+# %% ../../nbs/api/data/scans.ipynb #52888432
 SCHEMA = 1 # to be raised when a stored column gets another meaning
 
 def save_table(df:pd.DataFrame, path):
@@ -208,7 +195,6 @@ def keep_table(t:pd.DataFrame, file, mark:str, begun:float):
     save_table(t, file)
     os.utime(file, (begun, begun))
 
-# %% ../../nbs/api/data/scans.ipynb #52888432
 def kept_table(
     data, # folder of scans
     file, # parquet file that keeps the table
@@ -228,8 +214,8 @@ def kept_table(
             same = [] if old is None else [old[old.path.isin(found.path) & ~old.path.isin(new.path)]]
             t = typed(pd.concat([*same, got], ignore_index=True), look)
             keep_table(t, file, mark, begun if old is None else min(begun, since))
-        old,since = earlier_table(file, mark, columns)
-    begun = time.time() # below follows what changed meanwhile
+        old,since = earlier_table(file, mark, columns) # what changed meanwhile is read below
+    begun = time.time()
     t = scan_table(data, classes, old, since, look=look, keep=lambda t: keep_table(t, file, mark, begun))
     keep_table(t, file, mark, begun)
     return t
