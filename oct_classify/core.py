@@ -201,13 +201,8 @@ def say(*args):
     "One line for the person who waits, on standard error; nothing when `quiet`"
     if not _quiet: print(one_line(' '.join(map(str, args))), file=sys.stderr, flush=True)
 
-def progress(
-    it=None, # iterable; None: the bar is moved by `update`
-    total:int|None=None, # how many; None: len(it)
-    desc:str='', # beside the bar
-    **kwargs, # of tqdm
-):
-    "`it` with a progress bar where a person watches"
+def progress(it=None, total:int|None=None, desc:str='', **kwargs):
+    "`it` with tqdm's progress bar where a person watches; without `it`, its method `update` moves the bar"
     return tqdm(it, total=total, desc=desc, leave=False, disable=True if _quiet else None, **kwargs)
 
 # %% ../nbs/api/core.ipynb #c41d7e90

@@ -100,8 +100,7 @@ class TryAgain(Exception):
 NO_LOGIN = ('No Kaggle login was found: make a token on https://www.kaggle.com/settings (under API), put it into the '
             'environment variable or Colab secret KAGGLE_API_TOKEN, and run the same command again.')
 REFUSALS = {
-    400: 'Kaggle does not understand the request for {dataset} (400): install the newest client with pip install -U '
-         'kaggle.',
+    400: 'Kaggle does not understand the request for {dataset} (400): update its client, pip install -U kaggle.',
     401: 'Kaggle does not accept the login from {where} (401): make a new token on https://www.kaggle.com/settings '
          '(under API) and put it there.',
     403: 'Kaggle does not give {dataset} to this login (403): open https://www.kaggle.com/datasets/{dataset} in a '
@@ -174,9 +173,9 @@ class Part:
 def describe(headers)->dict:
     "What tells an archive from others, by the headers of an answer: size, version, MD5"
     size = (headers.get('Content-Range') or headers.get('Content-Length') or '').rpartition('/')[2]
-    md5 = re.search(r'md5=([\w+/]+=*)', headers.get('x-goog-hash', ''))
+    stated = re.search(r'md5=([\w+/]+=*)', headers.get('x-goog-hash', ''))
+    md5 = base64.b64decode(stated[1]).hex() if stated else None
     version = headers.get('ETag') or headers.get('Last-Modified')
-    md5 = base64.b64decode(md5[1]).hex() if md5 else None
     return dict(size=int(size) if size.isdecimal() else None, version=version, md5=md5)
 
 def check_room(*needs):
@@ -189,8 +188,6 @@ def check_room(*needs):
         if free < need:
             raise OctError(f'{amount(need)} are needed, but the disk of {folder} has only {amount(free)} left: '
                            'free some space or choose a folder on another disk.')
-
-
 
 TRIES = 5 # attempts in a row that bring nothing
 PAUSE = 1 # seconds before the second of these, and twice as long before each further one
@@ -295,14 +292,13 @@ def checked_members(z:zipfile.ZipFile, name:str)->list:
     faults = [(m, member_fault(m)) for m in z.infolist()]
     files = [(m, target(m)) for m in z.infolist() if not m.orig_filename.endswith('/')]
     folded = [tuple(o.casefold() for o in path) for _,path in files]
-    seen = {path[:i] for path in folded for i in range(1, len(path))} # folders
+    taken = {path[:i] for path in folded for i in range(1, len(path))} # folders
     for (m,_),path in zip(files, folded):
-        if path in seen: faults.append((m, 'is there twice'))
-        seen.add(path)
-    for m,why in faults:
-        if why:
-            raise BadArchive(f'{name} is refused and nothing of it was unpacked, because its member '
-                             f'{printable(m.orig_filename)!r} {why}: {again}.')
+        faults.append((m, 'is there twice' if path in taken else ''))
+        taken.add(path)
+    for m,why in [o for o in faults if o[1]]:
+        why = f'because its member {printable(m.orig_filename)!r} {why}'
+        raise BadArchive(f'{name} is refused and nothing of it was unpacked, {why}: {again}.')
     n = sum(m.file_size for m,_ in files)
     if n > 2**20 + MAX_RATIO*os.path.getsize(z.filename):
         raise BadArchive(f'{name} would unpack to {amount(n)}, far more than it can hold, and is refused: {again}.')
@@ -320,8 +316,6 @@ def without_copies(files:list)->list:
 
 DAMAGE = zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError
 RECEIPT = '.receipt.json'
-
-
 
 @contextlib.contextmanager
 def locked(path:Path):
@@ -417,8 +411,7 @@ def download(
             unpack(zip or file, dest/'scans', temporary=not (zip or keep))
         say(version_here(dest))
     receipt = read_receipt(dest)
-    if receipt: # what an earlier process was killed over before it could remove it
-        gone = [file, Part(file).note] if receipt.get('temporary') else []
-        for f in [*gone, *dest.glob('.*.lock')]:
-            with contextlib.suppress(OSError): f.unlink()
+    gone = [file, Part(file).note] if receipt.get('temporary') else []
+    for f in [*gone, *dest.glob('.*.lock')] if receipt else []: # which an earlier process may have left when killed
+        with contextlib.suppress(OSError): f.unlink()
     return dest
