@@ -6,12 +6,13 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'known_classes', 'OctError', 'CheckFailed',
-           'ScanName', 'scan_name', 'patient', 'printable', 'to_grey', 'why_unreadable', 'read_scaled', 'read_grey',
-           'make_dir', 'disk_error', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'say',
-           'progress', 'plural', 'delimiter', 'amount', 'digest', 'ahead', 'secret']
+           'ScanName', 'scan_name', 'patient', 'printable', 'to_grey', 'why_unreadable', 'open_image', 'read_scaled',
+           'read_grey', 'make_dir', 'disk_error', 'atomic_write', 'replace_dir', 'atomic_dir', 'set_seed', 'quiet',
+           'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'amount', 'digest', 'cpu_use',
+           'spare_cores', 'ahead', 'secret']
 
 # %% ../nbs/api/core.ipynb #5901b40d
-import contextlib, errno, hashlib, io, os, random, re, secrets, shutil, sys
+import contextlib, errno, hashlib, io, os, random, re, secrets, shutil, sys, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -27,10 +28,9 @@ CLASSES = ('CNV', 'DME', 'DRUSEN', 'NORMAL')
 URGENT = ('CNV', 'DME')
 
 def known_classes(classes)->tuple:
-    "The class folders to look for with a model: all four, so that none is overlooked, or its own where these are others"
+    "The class folders to look for with a model: all four, so that none is overlooked, or its own where it has others"
     return CLASSES if set(classes) <= set(CLASSES) else tuple(classes)
 
-# %% ../nbs/api/core.ipynb #f5a2491f
 class OctError(Exception):
     "A mistake that its reader can mend: the message is one sentence that says how"
 
@@ -44,32 +44,21 @@ class ScanName(NamedTuple):
     patient:int
     number:int
 
-_name = re.compile(r'(?P<label>[A-Za-z]+)-(?P<patient>\d{1,18})-(?P<number>\d{1,18})\.\w+')
-
-def scan_name(
-    path, # a path or bare name such as `CNV-1016042-3.jpeg`
-)->ScanName|None: # its parts, or None where the name does not follow the pattern
-    "Label, patient and number that a file name carries"
-    m = _name.fullmatch(Path(path).name)
-    return m and ScanName(m['label'].upper(), int(m['patient']), int(m['number']))
+def scan_name(path)->ScanName|None:
+    "What a file name such as `CNV-1016042-3.jpeg` says, or None where it does not follow the pattern"
+    m = re.fullmatch(r'([A-Za-z]+)-(\d{1,18})-(\d{1,18})\.\w+', Path(path).name)
+    return m and ScanName(m[1].upper(), int(m[2]), int(m[3]))
 
 def patient(path)->int|None:
     "The patient number in a file name, or None"
     n = scan_name(path)
     return n and n.patient
 
-# %% ../nbs/api/core.ipynb #44f37d46
 def printable(path)->str:
-    "A path as text that can be stored and printed; bytes that are not UTF-8 are escaped"
+    "A path as text that can be stored and printed; bytes that are not UTF-8, as in an old zip, are escaped"
     return str(path).encode('utf-8', 'backslashreplace').decode()
 
-# %% ../nbs/api/core.ipynb #99fe22f6
-MIN_SIDE,MAX_PIXELS = 32,20_000_000 # pixels: shortest side, and largest area, that are accepted
-
-def _check_size(w, h):
-    if min(w, h) < MIN_SIDE: raise OctError(f'The image is {w}x{h} pixels, but a scan has at least {MIN_SIDE} on each side.')
-    if w*h > MAX_PIXELS: raise OctError(f'The image is {w}x{h} pixels, but at most {MAX_PIXELS//10**6} million are accepted.')
-
+# %% ../nbs/api/core.ipynb #53ee18fd
 def to_grey(im:Image.Image)->np.ndarray:
     "Any decoded image as uint8 greys (H, W)"
     if im.mode.startswith('I;16'): return (np.asarray(im).astype(np.uint16) >> 8).astype(np.uint8)
@@ -81,105 +70,85 @@ def to_grey(im:Image.Image)->np.ndarray:
         im = Image.alpha_composite(Image.new('RGBA', im.size, (0, 0, 0, 255)), im)
     return np.asarray(im.convert('L'))
 
-# %% ../nbs/api/core.ipynb #d0089af1
+MIN_SIDE = 32 # pixels: shortest side that is accepted
+MAX_PIXELS = 20_000_000 # largest area
+IMAGES = ('.jpeg', '.jpg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif') # endings of picture files
+# Pillow would hand others to further programs, as PostScript to Ghostscript
+FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'DIB', 'WEBP', 'GIF', 'JPEG2000', 'PPM')
+
 def why_unreadable(e:Exception)->str:
-    "Why Pillow gave up, in our words"
+    "Why a picture can't be read, in our words"
     if isinstance(e, OctError): return str(e)
-    if isinstance(e, Image.DecompressionBombError): return f'The image is too large: at most {MAX_PIXELS//10**6} million pixels are accepted.'
+    if isinstance(e, Image.DecompressionBombError):
+        return f'The image is too large: at most {MAX_PIXELS//10**6} million pixels are accepted.'
     if isinstance(e, Image.UnidentifiedImageError): return 'The file is not an image that can be read.'
     if isinstance(e, OSError) and e.errno: return f"The file can't be opened: {e.strerror}."
     return 'The image data are damaged or cut short.'
 
-# %% ../nbs/api/core.ipynb #73b5b4a4
-IMAGES = ('.jpeg', '.jpg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif') # endings of picture files
-FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'DIB', 'WEBP', 'GIF', 'JPEG2000', 'PPM') # of pictures; Pillow would hand others to further programs, as PostScript to Ghostscript
-
-def _open(source):
+def open_image(source)->Image.Image:
+    "A path, bytes, PIL image or array as a PIL image that is not decoded yet; raises `OctError` for an empty file"
     if isinstance(source, np.ndarray): return Image.fromarray(source)
     if isinstance(source, Image.Image): return source.copy()
-    if not (len(source) if isinstance(source, bytes) else os.stat(source).st_size): raise OctError('The file is empty (0 bytes).')
+    size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+    if not size: raise OctError('The file is empty (0 bytes).')
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-
-# %% ../nbs/api/core.ipynb #53ee18fd
-def _divisor(size, at_least):
-    "By how much (1, 2, 4 or 8) a picture of (width, height) may shrink and still be `at_least` (height, width)"
-    return max(k for k in (1, 2, 4, 8) if k == 1 or at_least and size[0]//k >= at_least[1] and size[1]//k >= at_least[0])
 
 def read_scaled(source, at_least=None):
     "What `read_grey` gives, and (height, width) as stored"
     try:
-        with _open(source) as im:
-            _check_size(*im.size)
-            k,full = _divisor(im.size, at_least),im.size
+        with open_image(source) as im:
+            w,h = im.size
+            if min(w, h) < MIN_SIDE:
+                raise OctError(f'The image is {w}x{h} pixels, but a scan has at least {MIN_SIDE} on each side.')
+            if w*h > MAX_PIXELS:
+                raise OctError(f'The image is {w}x{h} pixels, but at most {MAX_PIXELS//10**6} million are accepted.')
+            k = max(k for k in (1, 2, 4, 8) if k == 1 or at_least and w//k >= at_least[1] and h//k >= at_least[0])
             if k > 1: im.draft('L', at_least[::-1]) # a JPEG shrinks while it is decoded
-            g = to_grey(im)
-            return g if k == 1 or im.size != full else np.asarray(Image.fromarray(g).reduce(k)), full[::-1]
+            grey = to_grey(im)
+            if k > 1 and im.size == (w, h): grey = np.asarray(Image.fromarray(grey).reduce(k))
+            return grey, (h, w)
     except Exception as e: raise OctError(why_unreadable(e)) from None
 
-def read_grey(
-    source, # path, bytes, PIL image, or uint8 array (H, W) or (H, W, 3)
-    at_least=None, # (height, width) that will do: a picture of twice that and more comes at 1/2, 1/4 or 1/8, never below; None: as it is
-)->np.ndarray: # greys (H, W), uint8
-    "Read one scan, or raise an `OctError` that says in one sentence why it can't be read"
+def read_grey(source, at_least=None)->np.ndarray:
+    """Greys (H, W) uint8 of a path, bytes, PIL image or uint8 array, or an `OctError` that says why it can't be read;
+    a picture of twice the (height, width) `at_least` and more comes at 1/2, 1/4 or 1/8, never below"""
     return read_scaled(source, at_least)[0]
 
-# %% ../nbs/api/core.ipynb #a8ff8850
-def make_dir(
-    path, # folder
-    hint:str='choose another --out', # what to do where that fails
-)->Path: # `path`
-    "Create a folder for output; raises `OctError` that says why that can't be done"
+# %% ../nbs/api/core.ipynb #ea080c0e
+def make_dir(path, hint:str='choose another --out')->Path:
+    "Create a folder for output; where that fails, the `OctError` says why, and as `hint` what to do"
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError): raise OctError(f"{path} can't be used as a folder, because a file of that name is in the way: {hint}.") from None
+    except (FileExistsError, NotADirectoryError):
+        why = 'because a file of that name is in the way'
+        raise OctError(f"{path} can't be used as a folder, {why}: {hint}.") from None
     except OSError as e: raise OctError(f"The folder {path} can't be made ({e.strerror}): {hint}.") from None
     return path
 
-# %% ../nbs/api/core.ipynb #d6496dd4
 def disk_error(e:OSError, path)->OctError:
-    "What a refusing disk means"
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return OctError(f'The disk is full: {path} was not written; free some space and run the same command again.')
+    "What a refusing disk means: it is full, or not ours to write on"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OctError(f'The disk is full: {path} was not written; free some space and run the same command again.')
     return OctError(f"{path} can't be written ({e.strerror}): choose a folder you may write to.")
 
-def _part(path:Path)->Path:
-    "The hidden name under which `path` grows"
-    return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
-
-# %% ../nbs/api/core.ipynb #8dba7b69
 @contextlib.contextmanager
-def atomic_write(
-    path, # final name
-    mode:str='w', # 'w' for text (UTF-8), 'wb' for bytes
-):
-    "A file that appears under `path` complete or not at all; raises `OctError` where the disk refuses"
-    path,tmp = Path(path),None
+def atomic_write(path, mode:str='w'):
+    "A file (UTF-8, or bytes with 'wb') that appears under `path` complete or not at all; `OctError` where it can't"
+    path = Path(path)
     if not path.name or path.is_dir(): raise OctError(f'{path} is a folder: give the name of a file to write.')
+    tmp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+    text = {} if 'b' in mode else dict(encoding='utf-8', newline='\n')
     try:
-        tmp = _part(path)
-        with open(tmp, mode.replace('w', 'x'), **({} if 'b' in mode else dict(encoding='utf-8', newline='\n'))) as f:
+        with open(tmp, mode.replace('w', 'x'), **text) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException as e:
-        if tmp: tmp.unlink(missing_ok=True)
-        raise (disk_error(e, path) if isinstance(e, OSError) else e) from None
-
-# %% ../nbs/api/core.ipynb #ea080c0e
-@contextlib.contextmanager
-def atomic_dir(path):
-    "A folder that appears under `path` complete or not at all, in place of an older one; raises `OctError` where the disk refuses"
-    path,tmp = Path(path),None
-    try:
-        tmp = _part(make_dir(path.parent)/path.name)
-        tmp.mkdir()
-        yield tmp
-        _swap(tmp, path)
     except OSError as e: raise disk_error(e, path) from None
     finally:
-        if tmp: shutil.rmtree(tmp, ignore_errors=True)
+        with contextlib.suppress(OSError): tmp.unlink()
 
-def _swap(new, path):
+def replace_dir(new:Path, path:Path):
     "Put folder `new` in the place of `path`; the old one comes back where that fails"
     old = new.with_suffix('.old')
     if path.exists(): os.replace(path, old)
@@ -189,7 +158,19 @@ def _swap(new, path):
         raise
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/api/core.ipynb #d943c1c4
+@contextlib.contextmanager
+def atomic_dir(path):
+    "A folder that appears under `path` whole or not at all, in place of an older one; raises `OctError` as above"
+    path = Path(path)
+    tmp = make_dir(path.parent)/f'.{path.name}.{secrets.token_hex(4)}.part'
+    try:
+        tmp.mkdir()
+        yield tmp
+        replace_dir(tmp, path)
+    except OSError as e: raise disk_error(e, path) from None
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/api/core.ipynb #b04dc6b7
 def set_seed(seed:int):
     "Seed Python's, NumPy's and torch's generators"
     import torch
@@ -197,7 +178,6 @@ def set_seed(seed:int):
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/api/core.ipynb #b04dc6b7
 _quiet = False
 
 def quiet(on:bool=True):
@@ -221,44 +201,51 @@ def say(*args):
     "One line for the person who waits, on standard error; nothing when `quiet`"
     if not _quiet: print(one_line(' '.join(map(str, args))), file=sys.stderr, flush=True)
 
-def progress(
-    it=None, # iterable; None: the bar is moved by `update`
-    total:int|None=None, # how many; None: len(it)
-    desc:str='', # beside the bar
-    **kwargs, # of tqdm
-):
-    "`it` with a progress bar where a person watches"
+def progress(it=None, total:int|None=None, desc:str='', **kwargs):
+    "`it` with tqdm's progress bar where a person watches; without `it`, its method `update` moves the bar"
     return tqdm(it, total=total, desc=desc, leave=False, disable=True if _quiet else None, **kwargs)
 
 # %% ../nbs/api/core.ipynb #c41d7e90
-def plural(
-    n:int, # how many
-    one:str, # what one is called
-    many:str|None=None, # what others are called; None: with an s
-)->str: # '1 scan', '2,000 scans'
-    "A count with its word"
+def plural(n:int, one:str, many:str|None=None)->str:
+    "A count with its word: '1 scan', '2,000 scans'; `many` is what others are called, by default with an s"
     return f'{n:,} {one if n == 1 else many or one+"s"}'
 
-def delimiter(
-    text:str, # of a CSV, at least its first line
-)->str: # ',', ';' or a tab
-    "What separates the columns of a CSV: commas, or what spreadsheets write where the comma is in the numbers"
+def delimiter(text:str)->str:
+    "What separates the columns of a CSV: ',', or the ';' or tab that spreadsheets write where the comma is in numbers"
     return max(',;\t', key=text.partition('\n')[0].count)
 
-def amount(
-    n:float, # bytes
-)->str: # '5.5 GB'
-    "A number of bytes as people read it, in powers of 1,000"
-    k = 0
-    while n >= 999.5 and k < 5: n,k = n/1000,k+1
-    return f"{n:.{int(k > 0 and n < 9.95)}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[k]}"
+def amount(n:float)->str:
+    "A number of bytes as people read it, '5.5 GB', in powers of 1,000"
+    for unit in ('B', 'kB', 'MB', 'GB', 'TB', 'PB'):
+        if n < 999.5 or unit == 'PB': break
+        n /= 1000
+    return f'{n:.{1 if unit != "B" and n < 9.95 else 0}f} {unit}'
 
-def digest(
-    path, # file
-    kind:str='sha256', # one of `hashlib`'s algorithms
-)->str: # hexadecimal
-    "The hash of a file; raises `OSError` where it can't be read"
+def digest(path, kind:str='sha256')->str:
+    "The hash of a file in hexadecimal; raises `OSError` where it can't be read"
     with open(path, 'rb') as f: return hashlib.file_digest(f, kind).hexdigest()
+
+# %% ../nbs/api/core.ipynb #9a6ac393
+def cpu_use(stat='/proc/stat')->np.ndarray:
+    "Linux's counts since the start: ticks of all cores, idle ones among them, this process's CPU seconds, seconds"
+    ticks = [int(o) for o in Path(stat).read_text().split(maxsplit=9)[1:9]] # what guests use is in the first
+    own = os.times()
+    return np.array([sum(ticks), ticks[3]+ticks[4], own.user+own.system, own.elapsed])
+
+def spare_cores(sample:float=.5, stat='/proc/stat')->int:
+    """Threads for long work, at least 1 and at most OMP_NUM_THREADS: the cores this process may use, less those that
+    others keep busy within `sample` seconds (where there is no `stat`, as on other systems than Linux: all)"""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    limit = os.environ.get('OMP_NUM_THREADS', '').strip()
+    most = min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+    if most == 1: return 1
+    try:
+        before = cpu_use(stat)
+        time.sleep(sample)
+        ticks,idle,own,seconds = (cpu_use(stat) - before).tolist()
+        others = (1 - idle/ticks)*os.cpu_count() - own/seconds
+    except (OSError, ValueError, IndexError, ZeroDivisionError): return most
+    return max(1, min(most, cores - round(others)))
 
 # %% ../nbs/api/core.ipynb #b8d05c13
 def ahead(
@@ -267,20 +254,21 @@ def ahead(
     workers:int=1, # threads
     most:int=2, # results and calls in flight
 ): # yields f(item), in order
-    "`map(f, items)` in threads, in order, never more than `most` ahead of what was taken; an error in `f` is raised here"
-    ex,items,queue = ThreadPoolExecutor(workers),iter(items),deque()
+    "`map(f, items)` in threads, never more than `most` ahead of what was taken; an error in `f` is raised here"
+    pool,items,queue = ThreadPoolExecutor(workers),iter(items),deque()
     try:
-        queue.extend(ex.submit(f, o) for o in islice(items, most))
+        queue.extend(pool.submit(f, o) for o in islice(items, most))
         while queue:
             got = queue.popleft().result()
-            queue.extend(ex.submit(f, o) for o in islice(items, 1))
+            queue.extend(pool.submit(f, o) for o in islice(items, 1))
             yield got
-    finally: ex.shutdown(cancel_futures=True)
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/api/core.ipynb #ea58fcae
 def secret(name:str)->str|None:
     "The secret `name` from the environment or from Colab's userdata, or None"
-    if value := os.environ.get(name, '').strip(): return value
+    value = os.environ.get(name, '').strip()
+    if value: return value
     try:
         from google.colab import userdata
         return userdata.get(name).strip() or None

@@ -20,44 +20,31 @@ from .core import *
 # %% ../nbs/api/plotting.ipynb #9ddbf76a
 COLOURS = dict(CNV='#D55E00', DME='#0072B2', DRUSEN='#E69F00', NORMAL='#009E73')
 
-def colour(
-    label:str, # class
-)->str: # hexadecimal
+def colour(label:str)->str:
     "The colour of a class in every figure; grey for what is not one of `CLASSES`"
     return COLOURS.get(label, '#555555')
 
-def data_uri(
-    picture, # a figure, a PIL image, or pixels (H, W) or (H, W, 3) uint8
-    dpi:int=110, # dots per inch of a figure
-    width:int=640, # pixels across, at most; wider scans are made smaller
-    quality:int=86, # of the JPEG
-)->str: # the `src` of an image
-    "A picture as text that lies inside a page: figures as PNG, scans as JPEG"
+def data_uri(picture, width:int=640)->str:
+    "A figure as PNG, or an image or pixels (at most `width` across) as JPEG, in the text of an image's `src`"
     file = io.BytesIO()
     kind = 'png' if isinstance(picture, Figure) else 'jpeg'
-    if kind == 'png': picture.savefig(file, format=kind, dpi=dpi)
+    if kind == 'png': picture.savefig(file, format=kind, dpi=110)
     else:
         im = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         if im.width > width: im = im.resize((width, max(1, round(im.height*width/im.width))), Image.LANCZOS)
-        im.save(file, kind, quality=quality)
+        im.save(file, kind, quality=86)
     return f'data:image/{kind};base64,' + base64.b64encode(file.getvalue()).decode()
 
-def overlay(
-    grey:np.ndarray, # (H, W) uint8
-    heat:np.ndarray, # (H, W) float; what is negative is not shown
-)->np.ndarray: # (H, W, 3) uint8
-    "A scan with a map over it: strong evidence opaque, weak transparent, colours stretched to the map's own maximum"
+def overlay(grey:np.ndarray, heat:np.ndarray)->np.ndarray:
+    "RGB (H, W, 3) of a scan (H, W) uint8 under a map (H, W): strong evidence opaque, weak and negative transparent"
     share = np.clip(heat, 0, None)/max(heat.max(), 1e-12)
     opacity = np.clip(1.2*share, 0, .65)[..., None]
     colours = 255*colormaps['plasma'](share)[..., :3]
     return (opacity*colours + (1-opacity)*grey[..., None]).round().astype(np.uint8)
 
 # %% ../nbs/api/plotting.ipynb #d495ba1d
-def small_picture(
-    scan, # path or array
-    size:tuple, # (width, height) in pixels
-)->Image.Image|None: # None for what can't be read any more
-    "A scan at the size of a thumbnail"
+def small_picture(scan, size:tuple)->Image.Image|None:
+    "A scan (path or array) at `size` (width, height) pixels, or None where it can't be read any more"
     try: return Image.fromarray(read_grey(scan)).resize(size)
     except OctError: return None
 

@@ -129,7 +129,7 @@ def test_an_archive_that_changes_between_attempts(server, tmp_path, n):
 
 def test_a_complete_part_is_not_asked_for_again(server, made, tmp_path, monkeypatch):
     "Killed between the last byte and the verification"
-    monkeypatch.setattr(room, '_verify', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(room, 'verify', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): download(tmp_path/'d')
     monkeypatch.undo()
     n = len(server.log)
