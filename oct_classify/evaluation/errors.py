@@ -7,7 +7,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/errors.html.md"
 # %% auto #0
 __all__ = ['losses', 'top_losses', 'short_name', 'scan_sheet', 'plot_top_losses', 'in_turn', 'confusions', 'confusion_gallery',
            'typical_and_doubtful', 'plot_typical', 'embed', 'lay_out', 'patient_codes', 'neighbour_accuracy',
-           'without_overlap', 'to_unit', 'draw_points', 'draw_pictures', 'plot_embedding', 'write_embedding']
+           'draw_pictures', 'to_unit', 'draw_points', 'plot_embedding', 'write_embedding']
 
 # %% ../../nbs/api/evaluation/errors.ipynb #0d852587
 from pathlib import Path
@@ -31,11 +31,8 @@ def losses(preds:pd.DataFrame)->pd.DataFrame:
     return p.assign(loss=loss, wrong=p.predicted != p.label, confidence=q.max(1), patient_code=patients_of(p))
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10001
-def top_losses(
-    preds:pd.DataFrame, # prediction table
-    n:int|None=12, # patients; None: all
-)->pd.DataFrame: # patient, scans, wrong, mean_loss; label, predicted, confidence and path of the worst scan
-    "One row per patient, the highest mean loss first"
+def top_losses(preds:pd.DataFrame, n:int|None=12)->pd.DataFrame:
+    "The `n` patients (None: all) of highest mean loss, with label, predicted, confidence and path of the worst scan"
     p = losses(preds).sort_values(['wrong', 'loss'], ascending=False, kind='stable')
     t = p.groupby('patient_code', sort=False).agg(
         patient=('patient', 'first'), scans=('path', 'size'), wrong=('wrong', 'sum'), mean_loss=('loss', 'mean'),
@@ -106,21 +103,17 @@ def confusion_gallery(
     return scan_sheet(data, rows, n)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #d4fb734a
-def typical_and_doubtful(
-    preds:pd.DataFrame, # prediction table
-    n:int=3, # of each kind, per class
-)->pd.DataFrame: # kind, label, path, predicted, confidence, second, p_second, margin, patient_code
-    "The most typical and the most doubtful scans of each class; no patient twice before all had a turn"
+def typical_and_doubtful(preds:pd.DataFrame, n:int=3)->pd.DataFrame:
+    "`n` scans per class and kind, with the second likeliest class, its probability p_second, and the margin to it"
     p = losses(preds)
     classes,q = classes_of(p),probs(p)
-    order = np.argsort(-q, 1, kind='stable')
-    p = p.assign(second=np.array(classes)[order[:,1]], p_second=np.take_along_axis(q, order, 1)[:,1])
+    second = np.argsort(-q, 1, kind='stable')[:,1]
+    p = p.assign(second=np.array(classes)[second], p_second=q[np.arange(len(q)),second])
     p['margin'] = p.confidence-p.p_second
     kinds = dict(typical=p[~p.wrong].sort_values('confidence', ascending=False, kind='stable'),
                  doubtful=p.sort_values('margin', kind='stable'))
     rows = [in_turn(t[t.label == c], n).assign(kind=k) for c in classes for k,t in kinds.items()]
-    columns = ['kind', 'label', 'path', 'predicted', 'confidence', 'second', 'p_second', 'margin', 'patient_code']
-    return pd.concat(rows, ignore_index=True)[columns]
+    return pd.concat(rows, ignore_index=True)
 
 def plot_typical(
     preds:pd.DataFrame, # prediction table
@@ -135,19 +128,15 @@ def plot_typical(
     return scan_sheet(data, rows, 2*n)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #4c225e5c
-def embed(
-    model, # `OctModel`, or a network from `network`, in eval mode
-    pixels:np.ndarray, # (N, H, W) uint8, prepared
-    bs:int=32, # scans per batch
-)->np.ndarray: # (N, C) float32
-    "The features that the head reads of each scan; raises `OctError` without scans or without a head"
+def embed(model, pixels:np.ndarray)->np.ndarray:
+    "The features (N, C) float32 that the head of a model or network reads of prepared scans (N, H, W) uint8"
     import torch
     if not len(pixels): raise OctError('There are no scans to embed: give at least one.')
     net,out = getattr(model, 'net', model),[]
     parts = [net] if hasattr(net, 'head') else list(getattr(net, 'members', []))
     if not parts: raise OctError('This network has no head to read features of: take one of network or OctModel.load.')
     with torch.inference_mode():
-        for batch in progress(torch.from_numpy(np.asarray(pixels)).split(bs), desc='Reading features'):
+        for batch in progress(torch.from_numpy(np.asarray(pixels)).split(32), desc='Reading features'):
             views = [batch.to(next(net.parameters()).device)]
             if getattr(model, 'config', {}).get('mirror'): views.append(views[0].flip(-1))
             features = [torch.cat([m.pool(m.body(m.pixels(x))).float() for m in parts], 1) for x in views]
@@ -155,11 +144,8 @@ def embed(
     return torch.cat(out).numpy()
 
 # %% ../../nbs/api/evaluation/errors.ipynb #a4c125be
-def lay_out(
-    features, # (N, C)
-    seed:int=0, # the same features and seed give the same map
-)->np.ndarray: # (N, 2)
-    "Scans in the plane: two principal components, or t-SNE from 30 scans on; raises `OctError` on infinite ones"
+def lay_out(features, seed:int=0)->np.ndarray:
+    "Features (N, C) in the plane (N, 2): two principal components, or t-SNE where at least 30 scans differ"
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import StandardScaler
@@ -202,12 +188,17 @@ def neighbour_accuracy(
     return share(votes == labels, who=who)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #55ae1776
-def without_overlap(xy:np.ndarray, box)->list:
-    "Indices of points (N, 2) whose pictures, (width, height) `box`, don't overlap, as many as there is room for"
+def draw_pictures(ax, xy, labels, images):
+    "Scans at their places, framed in the colours of their classes, as many as there is room for without overlap"
     chosen = []
     for i in np.argsort(xy.sum(1), kind='stable'): # from one corner on, which packs tighter than from the middle
-        if (np.abs(xy[chosen]-xy[i]) >= box).any(1).all(): chosen.append(int(i))
-    return chosen
+        if not (np.abs(xy[chosen]-xy[i]) >= (.135, .1)).any(1).all(): continue
+        chosen.append(i)
+        picture = small_picture(images[i], (126, 84))
+        if picture is None: continue
+        inset = ax.inset_axes([xy[i,0]-.063, xy[i,1]-.045, .126, .09], xticks=[], yticks=[])
+        inset.imshow(picture, cmap='gray', vmin=0, vmax=255, aspect='auto')
+        inset.spines[:].set(color=colour(labels[i]), lw=1.8)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10007
 def to_unit(xy, margin:float, *columns)->np.ndarray:
@@ -227,15 +218,6 @@ def draw_points(ax, xy, labels, wrong):
             points = xy[(labels == c) & (wrong == bad)]
             text = f'{c}, {"wrong" if bad else "right"} ({len(points):,})'
             if len(points): ax.scatter(*points.T, color=colour(c), label=text, **look)
-
-def draw_pictures(ax, xy, labels, images):
-    "Scans at their places, framed in the colours of their classes, as far as there is room"
-    for i in without_overlap(xy, (.135, .1)):
-        picture = small_picture(images[i], (126, 84))
-        if picture is None: continue
-        inset = ax.inset_axes([xy[i,0]-.063, xy[i,1]-.045, .126, .09], xticks=[], yticks=[])
-        inset.imshow(picture, cmap='gray', vmin=0, vmax=255, aspect='auto')
-        inset.spines[:].set(color=colour(labels[i]), lw=1.8)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10008
 def plot_embedding(
