@@ -7,7 +7,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/errors.html.md"
 # %% auto #0
 __all__ = ['losses', 'top_losses', 'short_name', 'scan_sheet', 'plot_top_losses', 'in_turn', 'confusions', 'confusion_gallery',
            'typical_and_doubtful', 'plot_typical', 'embed', 'lay_out', 'patient_codes', 'neighbour_accuracy',
-           'draw_pictures', 'to_unit', 'draw_points', 'plot_embedding', 'write_embedding']
+           'draw_pictures', 'map_points', 'draw_points', 'plot_embedding', 'write_embedding']
 
 # %% ../../nbs/api/evaluation/errors.ipynb #0d852587
 from pathlib import Path
@@ -201,8 +201,8 @@ def draw_pictures(ax, xy, labels, images):
         inset.spines[:].set(color=colour(labels[i]), lw=1.8)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10007
-def to_unit(xy, margin:float, *columns)->np.ndarray:
-    "Points (N, 2) between `margin` and 1-`margin`; raises `OctError` without points, or if a column has not as many"
+def map_points(xy, margin:float, *columns)->np.ndarray:
+    "A map (N, 2) between `margin` and 1-`margin`; raises `OctError` without points, or if a column has not as many"
     xy = np.asarray(xy, float)
     if not len(xy): raise OctError('The map has no points: give at least one scan.')
     if any(o is not None and len(o) != len(xy) for o in columns):
@@ -228,7 +228,7 @@ def plot_embedding(
     near:dict|None=None, # from `neighbour_accuracy`, for the title
 )->Figure:
     "The map as points, and beside it as scans; raises `OctError` where points and labels differ in number"
-    xy,labels = to_unit(xy, .07, labels, predicted, images),np.asarray(labels)
+    xy,labels = map_points(xy, .07, labels, predicted, images),np.asarray(labels)
     wrong = np.zeros(len(xy), bool) if predicted is None else np.asarray(predicted) != labels
     panels = 1 if images is None else 2
     fig = Figure(figsize=(.6+5.4*panels, 5.9), layout='constrained')
@@ -254,7 +254,7 @@ def write_embedding(
     near:dict|None=None, # from `neighbour_accuracy`
 ):
     "The map as a page that holds everything: point at a scan to see it; raises `OctError` where numbers differ"
-    xy,labels = to_unit(xy, .03, labels, images, predicted),np.asarray(labels)
+    xy,labels = map_points(xy, .03, labels, images, predicted),np.asarray(labels)
     answers,points = labels if predicted is None else np.asarray(predicted),[]
     for i,((x,y),label,answer,scan) in enumerate(zip(600*xy, labels, answers, images), 1):
         name = printable(Path(scan).name) if isinstance(scan, (str, Path)) else f'scan {i}'
