@@ -1,4 +1,4 @@
-"""What trained models lean on beside the retina: the shortcut check of oct_classify.evaluation.errors on the test scans of their runs, printed as markdown.
+"""What trained models lean on beside the retina: the shortcut check of oct_classify.evaluation.shortcuts on the test scans of their runs, printed as markdown.
 
     python bench/shortcut_model.py DATA BUNDLE… [--out DIR] [--seed 0]
 
@@ -15,8 +15,9 @@ import pandas as pd
 
 from oct_classify.core import make_dir, quiet
 from oct_classify.evaluation.figures import as_text, check_predictions, figures
-from oct_classify.evaluation.errors import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_disturbances, plot_embedding, plot_shortcut_check, plot_top_losses, plot_typical, shortcut_check,
-    shortcut_text, write_embedding)
+from oct_classify.evaluation.errors import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_embedding, plot_top_losses,
+    plot_typical, write_embedding)
+from oct_classify.evaluation.shortcuts import plot_disturbances, plot_shortcut_check, shortcut_check, shortcut_text
 from oct_classify.reporting.metrics import hardware
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import prepare_many
