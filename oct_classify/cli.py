@@ -27,12 +27,10 @@ from .evaluation.comparison import paired
 from .core import *
 from .data.scans import *
 from .evaluation.figures import *
-from .reporting.metrics import *
 from .plotting import *
 from .reporting.page import *
 from .data.prepare import *
 from .reporting.report import *
-from .reporting.report import _network_says
 from .data.split import *
 from .evaluation.strata import leak_gap, leaked_scans
 
@@ -349,7 +347,7 @@ def _made_alike(m):
     "What the policies have in common, in words; what they don't is said of each"
     ms = m['policies']
     each = lambda f: ' / '.join(dict.fromkeys(f(o) for o in ms.values()))
-    return [('recipe', m['recipe'])]*bool(m['recipe']) + [('network', each(_network_says)), ('seed', each(lambda o: str(o['seed']))), ('time', f"{m['seconds']['total']:.0f} seconds in all, on {each(lambda o: o['hardware'])}"), ('versions', each(lambda o: ', '.join(f'{k} {v}' for k,v in o['versions'].items())))]
+    return [('recipe', m['recipe'])]*bool(m['recipe']) + [('network', each(network_name)), ('seed', each(lambda o: str(o['seed']))), ('time', f"{m['seconds']['total']:.0f} seconds in all, on {each(lambda o: o['hardware'])}"), ('versions', each(lambda o: ', '.join(f'{k} {v}' for k,v in o['versions'].items())))]
 
 # %% ../nbs/api/cli.ipynb #9384fbda
 def demo(

@@ -19,7 +19,6 @@ from .evaluation.comparison import delong, mcnemar, over_seeds, paired
 from .core import *
 from .data.scans import *
 from .evaluation.figures import *
-from .reporting.metrics import *
 from .reporting.report import *
 from .evaluation.strata import by_stratum, scan_traits
 

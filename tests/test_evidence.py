@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from oct_classify.evaluation.figures import imaginary
-from oct_classify.reporting.metrics import KEYS, METRICS_SCHEMA
+from oct_classify.reporting.report import KEYS, METRICS_SCHEMA
 
 FAULTS = {
     'lacks label': lambda t: t.drop(columns='label'),
