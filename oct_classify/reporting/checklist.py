@@ -68,7 +68,8 @@ def answer_from(key:str, facts:dict)->tuple|None:
 
 def with_phrases(facts:dict)->dict:
     "Facts with the phrases that are made of them"
-    t,facts = text_table('sentences'),dict(facts)
+    t = text_table('sentences')
+    facts = dict(facts)
     for key in t['key'][t.state == ''].unique():
         _,phrase = answer_from(key, facts) or (None, None)
         if phrase: facts[key] = phrase
@@ -99,7 +100,8 @@ def _counts_text(counts)->str:
 
 def model_facts(c:dict)->dict:
     "Facts on the network, from a bundle's configuration"
-    facts,names = _known(architecture=c.get('arch')),(c.get('arch') or '').split('+')
+    names = (c.get('arch') or '').split('+')
+    facts = _known(architecture=names[0])
     if len(names) > 1: facts = _known(networks=len(names), network_names=', '.join(names))
     weights = c.get('weights')
     return facts | _known(pixels='x'.join(map(str, c.get('size') or ())), view=c.get('view'),
@@ -128,15 +130,14 @@ def separation_of(m:dict, lone:int|None)->tuple: # official, file, leak, verifie
     if policy not in ('clean', 'patient'): return None, None
     if check and check['leak']: return 'leak', None
     unknown = check['unknown'] if check else {}
-    if unknown:
-        sides = [f'{n:,} of {check["scans"][side]:,} {side} scans' for side,n in unknown.items()]
-        return 'unverified', ', '.join(sides)
-    if lone: return 'unverified', f'{lone:,} test scans'
-    return 'verified' if check else 'unverified', None
+    hidden = ', '.join(f'{n:,} of {check["scans"][side]:,} {side} scans' for side,n in unknown.items())
+    if lone and not hidden: hidden = f'{lone:,} test scans'
+    return 'verified' if check and not hidden else 'unverified', hidden
 
 def split_facts(m:dict, lone:int|None)->dict:
     "Facts on the sides; `lone` as in `separation_of`"
-    scans,(separation,hidden) = m.get('scans') or {},separation_of(m, lone)
+    scans = m.get('scans') or {}
+    separation,hidden = separation_of(m, lone)
     return _known(policy=m.get('policy'), split_seed=m.get('seed'), side_counts=_counts_text(scans),
         patient_counts=_counts_text(m.get('patients') or {}), separation=separation, hidden=hidden,
         dropped=f'{scans["dropped"]:,}' if 'dropped' in scans else None,
@@ -175,9 +176,9 @@ def figure_facts(m:dict)->dict:
     names = [k for k in figs if k not in (*CALIBRATION, 'ece_expected')]
     if not names: return {}
     main = [k for k in MAIN if k in names] or names[:4]
-    texts,more = [f'{title(k)} {as_text(figs[k], k)}' for k in main],len(names)-len(main)
+    texts = [f'{title(k)} {as_text(figs[k], k)}' for k in main]
     return _known(main_figure=texts[0], main_figures='; '.join(texts[:5]), figure_scans=f'{figs[main[0]]["n"]:,}',
-        metric_names='; '.join(map(title, main)), more_metrics=f'{more:,}' if more else None,
+        metric_names='; '.join(map(title, main)), more_metrics=len(names)-len(main) or None,
         calibration=', '.join(f'{name} {figs[k]["value"]:.3f}' for k,name in CALIBRATION.items() if k in figs))
 
 def matrix_facts(m:dict)->dict:
@@ -267,7 +268,9 @@ def read_study(path)->dict:
 # %% ../../nbs/api/reporting/checklist.ipynb #a4c81e6d
 def crosswalk(facts:dict)->pd.DataFrame: # topic, claim, stard_ai, answer, where, state; one row per question
     "CLAIM and STARD-AI side by side: answers, or 'absent' and what to state; raises `OctError` for an unknown data set"
-    dataset,facts,rows = dataset_answers(facts.get('dataset')),with_phrases(facts),[]
+    dataset = dataset_answers(facts.get('dataset'))
+    facts = with_phrases(facts)
+    rows = []
     for o in text_table('questions').itertuples():
         state,text,where = dataset.get(o.key) or (*(answer_from(o.key, facts) or ('absent', 'absent')), o.where)
         if o.key in facts: state,text,where = 'stated',facts[o.key],'stated by the author'

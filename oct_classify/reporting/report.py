@@ -52,9 +52,10 @@ def _measured_abstention(test, valid, kw)->dict:
     "The confidence above which to answer, fixed on validation scans, and what it does on test scans"
     rule = abstain_threshold(valid, **kw) | dict(fixed_on='valid', test=None)
     if rule['threshold'] is None: return rule
-    answered,kw = probs(test).max(1) >= rule['threshold'],dict(who=patients_of(test), **kw)
-    wrong = share(test.predicted != test.label, answered, **kw)
-    return rule | dict(test=dict(coverage=share(answered, **kw), risk=wrong))
+    answered = probs(test).max(1) >= rule['threshold']
+    kw = dict(who=patients_of(test), **kw)
+    risk = share(test.predicted != test.label, answered, **kw)
+    return rule | dict(test=dict(coverage=share(answered, **kw), risk=risk))
 
 def decisions(
     test:pd.DataFrame, # prediction table
@@ -66,13 +67,14 @@ def decisions(
     "Thresholds fixed on validation and measured on test; raises `OctError` on no prevalence, or unequal classes"
     if prevalence is not None: _check_prevalence(prevalence)
     if valid is None or not len(valid): return dict(operating=[], abstention=None, sets=None)
-    test,valid,kw = check_predictions(test),check_predictions(valid),dict(resamples=resamples, seed=seed)
+    test,valid = check_predictions(test),check_predictions(valid)
+    kw = dict(resamples=resamples, seed=seed)
     if set(classes_of(test)) != set(classes_of(valid)):
         raise OctError('Validation and test predictions are of different classes: take both from one model.')
     points = [_measured_point(test, valid, prevalence, kw, **aim) for aim in POINTS] if ours(test) else []
-    abstention,sets = _measured_abstention(test, valid, kw),set_threshold(valid) | dict(fixed_on='valid', test=None)
+    sets = set_threshold(valid) | dict(fixed_on='valid', test=None)
     if sets['q'] is not None: sets['test'] = coverage(test, prediction_sets(test, sets), **kw)
-    return dict(operating=points, abstention=abstention, sets=sets)
+    return dict(operating=points, abstention=_measured_abstention(test, valid, kw), sets=sets)
 
 # %% ../../nbs/api/reporting/report.ipynb #c303ce55
 def metrics_dict(
@@ -129,8 +131,9 @@ def plot_samples(
 def plot_counts(df:pd.DataFrame)->Figure:
     "Scans per class and side of a split table"
     t = df.pivot_table(index='label', columns='split', values='path', aggfunc='count').fillna(0)
-    fig,left = Figure(figsize=(4.6, 2.5), layout='constrained'),0
+    fig = Figure(figsize=(4.6, 2.5), layout='constrained')
     ax = fig.add_subplot()
+    left = 0
     for side,shade in zip(SPLITS, ('#4878A8', '#90B4D6', '#222222', '#CCCCCC')):
         if side not in t or not t[side].sum(): continue
         ax.barh(t.index, t[side], left=left, color=shade, label=f'{side} ({t[side].sum():,.0f})')
@@ -152,7 +155,8 @@ def _by_epoch(history:list)->pd.DataFrame:
 
 def training_course(history:list)->dict: # networks, epochs, accuracy (None: not measured)
     "What the sentence above the curves is made of"
-    h,accuracy = pd.DataFrame(history),_by_epoch(history).get('valid_accuracy', [None])
+    h = pd.DataFrame(history)
+    accuracy = _by_epoch(history).get('valid_accuracy', [None])
     networks = h.member.nunique() if 'member' in h else 1
     return dict(networks=networks, epochs=sorted(set(h.epoch)), accuracy=list(accuracy)[-1])
 
@@ -175,10 +179,6 @@ def plot_curves(history:list)->Figure|None:
     return fig
 
 # %% ../../nbs/api/reporting/report.ipynb #ad854715
-def _main_shares(figs:dict)->list:
-    "The main figures of which more is better, as far as they are known"
-    return [k for k in MAIN if k != 'weighted_error' and figs.get(k, {}).get('value') is not None]
-
 def _figure_axis(ax, names:list, mark:str):
     "One row per figure, in percent"
     ax.set(yticks=range(len(names)), yticklabels=[title(k) for k in names], xlabel=f'%, {mark} with 95 % interval')
@@ -189,9 +189,8 @@ def _figure_axis(ax, names:list, mark:str):
 
 def plot_intervals(figs:dict)->Figure:
     "Figures that are shares, with their 95 % intervals"
-    main = _main_shares(figs)
-    of_class = ('sensitivity_', 'specificity_')
-    names = [k for k,o in figs.items() if k in main or k.startswith(of_class) and o['value'] is not None]
+    shown = {*MAIN, *(k for k in figs if k.startswith(('sensitivity_', 'specificity_')))}-{'weighted_error'}
+    names = [k for k,o in figs.items() if k in shown and o['value'] is not None]
     fig = Figure(figsize=(4.6, .26*len(names)+.6), layout='constrained')
     ax = fig.add_subplot()
     for i,name in enumerate(names):
@@ -215,14 +214,13 @@ def calibration_section(m:dict, test:pd.DataFrame)->str:
 def thresholds_section(m:dict, test:pd.DataFrame)->str:
     "Operating points and decision curve; '' where the classes are not ours"
     if not ours(test): return ''
-    points,urgent,curve = m['operating'],test.label.isin(URGENT),None
+    points = m['operating']
     prevalence = points[0]['prevalence'] if points else None
-    if urgent.nunique() == 2:
-        net = decision_curve(test, prevalence=prevalence, resamples=500, thresholds=np.arange(2, 98, 2)/100)
-        curve = data_uri(plot_decision_curve(net))
-    return render('operating_points.html.j2', points=points, prevalence=prevalence, urgent=urgent.mean(), curve=curve,
-        validation_scans=np.sum(m['confusion']['valid']['counts']) if points else 0,
-        validation_patients=m['patients'].get('valid'))
+    urgent = test.label.isin(URGENT)
+    values = dict(points=points, prevalence=prevalence, urgent=urgent.mean(), m=m)
+    if urgent.nunique() < 2: return render('operating_points.html.j2', **values)
+    net = decision_curve(test, prevalence=prevalence, resamples=500, thresholds=np.arange(2, 98, 2)/100)
+    return render('operating_points.html.j2', **values, curve=data_uri(plot_decision_curve(net)))
 
 # %% ../../nbs/api/reporting/report.ipynb #bab92c61
 def abstention_section(m:dict, test:pd.DataFrame)->str:
@@ -233,11 +231,11 @@ def abstention_section(m:dict, test:pd.DataFrame)->str:
 # %% ../../nbs/api/reporting/report.ipynb #6bac1c48
 def strata_section(m:dict, strata:pd.DataFrame|None)->str:
     "For whom the model works, from a table of `by_stratum`, and what a leak adds; '' where neither is known"
-    leak,words = m.get('leak'),dict(difference_text=difference_text)
-    if strata is None or not len(strata): return render('strata.html.j2', leak=leak, **words) if leak else ''
+    values = dict(leak=m.get('leak'), difference_text=difference_text)
+    if strata is None or not len(strata): return render('strata.html.j2', **values) if values['leak'] else ''
     p = strata[strata.figure == 'accuracy'].drop_duplicates('variable').set_index('variable').p_holm
-    return render('strata.html.j2', leak=leak, differing=list(p[p < .05].items()), few=strata.few.any(),
-        forest=data_uri(plot_strata(strata)), **words)
+    return render('strata.html.j2', **values, differing=list(p[p < .05].items()), few=strata.few.any(),
+        forest=data_uri(plot_strata(strata)))
 
 # %% ../../nbs/api/reporting/report.ipynb #c49fea38
 def errors_section(test:pd.DataFrame, data)->str:
@@ -253,9 +251,9 @@ def errors_section(test:pd.DataFrame, data)->str:
 # %% ../../nbs/api/reporting/report.ipynb #228a2671
 def comparison_section(m:dict)->str:
     "Differences to another model on the same scans, and several seeds; '' where there is neither"
-    other,picture = m.get('comparison'),None
+    other = m.get('comparison')
     if not other and not m.get('seeds'): return ''
-    if other: picture = data_uri(plot_differences(other['differences'], (other['against'], 'this model')))
+    picture = data_uri(plot_differences(other['differences'], (other['against'], 'this model'))) if other else None
     return render('other_model.html.j2', comparison=other, seeds=m.get('seeds'), picture=picture)
 
 # %% ../../nbs/api/reporting/report.ipynb #f03b1af8
@@ -267,8 +265,8 @@ def checklist_section(table:pd.DataFrame)->str:
 def _dropped_reasons(df:pd.DataFrame)->list: # (reason, scans, an example)
     "Why scans of a split table were left out; names are taken out of the reasons so that like meets like"
     t = df[df.split == 'dropped']
-    reason = t.reason.str.replace(r'^Patient \d+', 'The patient', regex=True)
-    reason = reason.str.replace(r'^The same picture as .*', 'A copy of another picture.', regex=True)
+    plain = {r'^Patient \d+': 'The patient', r'^The same picture as .*': 'A copy of another picture.'}
+    reason = t.reason.replace(plain, regex=True)
     return [(r, len(g), g.path.iloc[0]) for r,g in sorted(t.groupby(reason), key=lambda o: -len(o[1]))]
 
 def write_report(
@@ -287,8 +285,9 @@ def write_report(
 ):
     "Write a self-contained HTML report"
     from oct_classify.inference.bundle import RESEARCH_USE
-    p,figs,square = check_predictions(preds),m['test'],Figure(figsize=(4.4, 4), layout='constrained')
-    drawn = dict(matrix=plot_confusion(p, square.add_subplot()).figure, intervals=plot_intervals(figs))
+    p,figs = check_predictions(preds),m['test']
+    ax = Figure(figsize=(4.4, 4), layout='constrained').add_subplot()
+    drawn = dict(matrix=plot_confusion(p, ax).figure, intervals=plot_intervals(figs))
     if df is not None: drawn |= dict(samples=plot_samples(df, data), counts=plot_counts(df))
     if history: drawn['curves'] = plot_curves(history)
     write_page(path, 'report.html.j2', heading, warnings=warnings, check=check, research=RESEARCH_USE, figures=figs,
@@ -311,7 +310,8 @@ def network_name(c:dict)->str:
 def made_with(m:dict, config:dict)->list: # (what, value) pairs
     "How a model was made, in words, from the content of metrics.json and of the bundle's config.json"
     from oct_classify.inference.bundle import course
-    c,seconds,scans = config,m['seconds'],', '.join(f'{k} {v:,}' for k,v in m['scans'].items())
+    c,seconds = config,m['seconds']
+    scans = ', '.join(f'{k} {n:,}' for k,n in m['scans'].items())
     fitted = f"temperature {c['temperature']:.2f}, fitted on validation scans"
     made = dict(recipe=c.get('preset'), network=network_name(c),
         training=f"{course(c)}; {c['balance']}; seed {c['seed']}",
@@ -324,18 +324,18 @@ def made_with(m:dict, config:dict)->list: # (what, value) pairs
 # %% ../../nbs/api/reporting/report.ipynb #3cbc4039
 def notice(m:dict)->list: # sentences
     "What to notice when policies stand side by side; takes what metrics.json of a comparison holds"
-    text = render('notice.txt.j2', shared=m['shared'], differences=m['differences'], unpaired=m['unpaired'])
-    return [str(line) for line in text.splitlines() if line]
+    return [str(line) for line in render('notice.txt.j2', **m).splitlines() if line]
 
 # %% ../../nbs/api/reporting/report.ipynb #ea06cb86
 def plot_sides(policies:dict)->Figure:
     "Figures of several policies with their 95 % intervals, one below the other"
-    names = [k for k in MAIN if all(k in _main_shares(o['test']) for o in policies.values())]
+    known = [{k for k,o in m['test'].items() if o['value'] is not None} for m in policies.values()]
+    names = [k for k in MAIN if k in set.intersection(*known) and k != 'weighted_error']
     fig = Figure(figsize=(7, .42*len(names)+1), layout='constrained')
-    ax,step = fig.add_subplot(),.22
+    ax = fig.add_subplot()
     for j,(policy,shade) in enumerate(zip(policies, ('#222222', '#4878A8', '#E69F00'))):
         t = 100*pd.DataFrame([policies[policy]['test'][k] for k in names])
-        y = np.arange(len(names))+(j-(len(policies)-1)/2)*step
+        y = np.arange(len(names))+(j-(len(policies)-1)/2)*.22
         ax.hlines(y, t.low, t.high, color=shade, lw=2.5, alpha=.55)
         ax.plot(t.value, y, 'osD'[j], color=shade, ms=5, label=policy)
     _figure_axis(ax, names, 'mark')
