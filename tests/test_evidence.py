@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from oct_classify.evaluation.figures import imaginary
-from oct_classify.reporting.metrics import KEYS, METRICS_SCHEMA
+from oct_classify.reporting.report import KEYS, METRICS_SCHEMA
 
 FAULTS = {
     'lacks label': lambda t: t.drop(columns='label'),
@@ -139,3 +139,20 @@ def test_checklist_of_real_figures(cli, tmp_path):
     on = m['abstention']['test']
     assert f"on test scans answered {100*on['coverage']['value']:.1f} %" in said['doubtful results'] and f"wrong among these {100*on['risk']['value']:.1f} %" in said['doubtful results']
     assert on['coverage']['value'] != m['abstention']['coverage']['value']
+
+
+def test_names_decide_nothing(tmp_path):
+    "A folder called unknown, and notes that quote file names, change no answer of the checklist"
+    from dataclasses import asdict
+    from oct_classify.data.scans import scan_table
+    from oct_classify.data.split import inspect_split, split_table
+    from oct_classify.phantoms.phantom import phantom_folder
+    from oct_classify.reporting.checklist import crosswalk, facts_from
+    check = asdict(inspect_split(split_table(scan_table(phantom_folder(tmp_path/'unknown', 2, 2, 2, shape=(124, 128))))))
+    assert not check['leak'] and not check['unknown']
+    m = dict(policy='clean', seed=1, scans=check['scans'], split_check=check, folder='unknown', notes=[])
+    named = m | dict(notes=["1 scan can't be used, e.g. unknown/on two sides, too good.jpeg: it is empty"])
+    plain, quoted = (crosswalk(facts_from(o)).set_index('topic') for o in (m, named))
+    assert plain.state['what is never on two sides'] == 'stated' and plain.equals(quoted)
+    hidden = m | dict(split_check=check | dict(unknown=dict(test=1)), notes=['All is known.'])
+    assert crosswalk(facts_from(hidden)).set_index('topic').state['what is never on two sides'] == 'partly'

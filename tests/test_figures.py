@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from oct_classify.data.scans import load_table, scan_table
-from oct_classify.reporting.metrics import KEYS, METRICS_SCHEMA
+from oct_classify.reporting.report import KEYS, METRICS_SCHEMA
 from oct_classify.data.split import check_split
 
 
