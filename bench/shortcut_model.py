@@ -15,16 +15,10 @@ import pandas as pd
 
 from oct_classify.core import make_dir, quiet
 from oct_classify.evaluation.figures import as_text, check_predictions, figures
-<<<<<<< HEAD
 from oct_classify.evaluation.errors import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_embedding, plot_top_losses,
     plot_typical, write_embedding)
 from oct_classify.evaluation.shortcuts import plot_disturbances, plot_shortcut_check, shortcut_check, shortcut_text
-from oct_classify.reporting.metrics import hardware
-=======
-from oct_classify.evaluation.errors import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_disturbances, plot_embedding, plot_shortcut_check, plot_top_losses, plot_typical, shortcut_check,
-    shortcut_text, write_embedding)
 from oct_classify.reporting.report import hardware
->>>>>>> part-H
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import prepare_many
 

@@ -39,7 +39,6 @@ from .evaluation.strata import by_stratum, leak_gap, leaked_scans, scan_traits
 from .inference.bundle import *
 from .inference.bundle import load_bundle_table, model_card, table_hash, versions
 from .reporting.checklist import crosswalk, facts_from, read_study, with_study, write_checklist
-from .reporting.metrics import *
 from .reporting.report import *
 from .training.recipes import RECIPES, Options
 
