@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core import *
+from .bootstrap import share
 from .figures import *
 from ..plotting import *
 from ..reporting.page import write_page

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..inference.bundle import RESEARCH_USE
 from ..core import *
-from .figures import share
+from .bootstrap import share
 from ..inference.inputs import scans_of
 from ..training.network import Ensemble, Stages
 from ..plotting import colour

@@ -15,7 +15,7 @@ import pandas as pd
 from ..evaluation.calibration import calibration
 from ..core import *
 from ..evaluation.decisions import *
-from ..evaluation.decisions import _check_prevalence
+from ..evaluation.bootstrap import share
 from ..evaluation.figures import *
 
 # %% ../../nbs/api/reporting/metrics.ipynb #d030b3c1
@@ -49,7 +49,7 @@ def decisions(
     seed:int=0, # of the resampling
 )->dict: # operating: list, abstention, sets
     "Thresholds fixed on validation scans and measured on test scans; empty where there are no validation scans; raises `OctError` on a prevalence that is none or tables of different classes"
-    if prevalence is not None: _check_prevalence(prevalence)
+    if prevalence is not None: check_prevalence(prevalence)
     if valid is None or not len(valid): return dict(operating=[], abstention=None, sets=None)
     (test,valid),kw = map(check_predictions, (test, valid)),dict(resamples=resamples, seed=seed)
     if set(classes_of(test)) != set(classes_of(valid)): raise OctError('Validation and test predictions are of different classes: take both from one model.')
