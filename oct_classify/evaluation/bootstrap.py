@@ -30,32 +30,18 @@ def block_of_draws(patients:int, draws:int, *key)->np.ndarray:
     weights.flags.writeable = False
     return weights
 
-def over_blocks(
-    f, # of weights (patients, draws); what it returns has the draws in its last axis
-    patients:int,
-    resamples:int, # draws of patients
-    seed:int, # same seed, same draws
-    cells:int=1_000_000, # of a block; another size gives other draws
-)->list: # what `f` returned, block by block
-    "`f` of every block of draws, in parallel"
+def over_blocks(f, patients:int, resamples:int, seed:int, cells:int=1_000_000)->list:
+    "`f` of every block of draws, weights (patients, draws) of some `cells`, in parallel; other blocks are other draws"
     size = int(np.clip(cells//patients, 32, 2048))
     def of_block(start): return f(block_of_draws(patients, min(size, resamples-start), seed, start))
     with ThreadPoolExecutor(os.cpu_count()) as ex: return list(ex.map(of_block, range(0, resamples, size)))
 
-def draw_patients(
-    n:int, # patients
-    resamples:int=2000, # draws
-    seed:int=0, # same seed, same draws
-)->np.ndarray: # (resamples, n) float32: how often each was drawn; rows sum to n
-    "Patients drawn with replacement"
+def draw_patients(n:int, resamples:int=2000, seed:int=0)->np.ndarray:
+    "How often each of `n` patients was drawn with replacement: (resamples, n) float32, whose rows sum to n"
     return np.concatenate(over_blocks(lambda weights: weights, n, resamples, seed), 1).T
 
-def resampled(
-    sums:np.ndarray, # (P, M) of each patient
-    resamples:int=2000, # draws of patients
-    seed:int=0, # same seed, same draws
-)->np.ndarray: # (resamples, M)
-    "Sums over patients drawn anew"
+def resampled(sums:np.ndarray, resamples:int=2000, seed:int=0)->np.ndarray:
+    "Sums over patients drawn anew, (resamples, M), of what each patient adds, (P, M)"
     return np.concatenate(over_blocks(lambda weights: weights.T@sums, len(sums), resamples, seed)).astype(float)
 
 def patient_sums(x:np.ndarray, who:np.ndarray)->np.ndarray:
@@ -79,24 +65,17 @@ def tallies(positive:np.ndarray, level:np.ndarray, who:np.ndarray)->list:
 def auc(positives:np.ndarray, negatives:np.ndarray)->np.ndarray:
     "Area under the ROC curve (B,) of weights (levels, B), highest score first; nan where a side is missing"
     found = np.cumsum(positives, 0)
-    outranked = (negatives*(found-positives/2)).sum(0, dtype=float)
-    return ratio(outranked, found[-1].astype(float)*negatives.sum(0))
+    return ratio((negatives*(found-positives/2)).sum(0, dtype=float), found[-1].astype(float)*negatives.sum(0))
 
 def average_precision(positives:np.ndarray, negatives:np.ndarray)->np.ndarray:
     "Average precision (B,) of weights (levels, B), highest score first; nan where a side is missing"
     found,wrong = np.cumsum(positives, 0),np.cumsum(negatives, 0)
-    called = found+wrong
-    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    area = ratio((positives*precision).sum(0, dtype=float), found[-1])
-    return np.where(wrong[-1] > 0, area, np.nan)
+    precision = np.divide(found, found+wrong, out=np.zeros_like(found), where=found+wrong > 0)
+    return np.where(wrong[-1] > 0, ratio((positives*precision).sum(0, dtype=float), found[-1]), np.nan)
 
 # %% ../../nbs/api/evaluation/bootstrap.ipynb #6b7af732
-def student_t(
-    patients:int,
-    draws:np.ndarray|None=None, # whose heavy tails say that few patients decide; None: all count alike
-    least:int=4, # degrees of freedom that heavy tails leave
-)->float:
-    "97.5 % point of Student's t for so many patients"
+def student_t(patients:int, draws:np.ndarray|None=None, least:int=4)->float:
+    "97.5 % point of Student's t for so many patients; for fewer, but `least`, where draws have heavy tails: few decide"
     heavy,most = 0 if draws is None else max(0, stats.kurtosis(draws))/2,max(patients-1, 1)
     return stats.t.ppf(.975, max(1/(1/most+heavy), min(least, most)))
 
@@ -142,7 +121,7 @@ def interval(
     return float(least+size*max(0, low)), float(least+size*min(1, high))
 
 def with_limits(value:float, low:float, high:float, n:int)->dict:
-    "A figure as every file holds it: {'value', 'low', 'high', 'n'}; None where it is undefined; its limits never leave it out"
+    "A figure {'value', 'low', 'high', 'n'} as files hold it: None where undefined, and never outside its limits"
     if not np.isfinite(value): return dict(value=None, low=None, high=None, n=n)
     return dict(value=float(value), low=float(min(low, value)), high=float(max(high, value)), n=n)
 

@@ -23,64 +23,46 @@ def check_same_scans(a:pd.DataFrame, b:pd.DataFrame):
     "Raise an `OctError` where two tables do not hold the same scans, once each"
     for t in (a, b):
         twice = t.path[t.path.duplicated()]
-        if len(twice):
-            raise OctError(f'A table repeats scans in {len(twice)} of its rows, first {twice.iloc[0]}: keep one row per scan.')
+        if len(twice): raise OctError(f'A table repeats scans in {len(twice)} of its rows, first {twice.iloc[0]}: '
+            'keep one row per scan.')
     odd = sorted(set(a.path) ^ set(b.path))
-    if odd:
-        raise OctError(f'The two tables hold different scans: {len(odd)} in one of them only, first {odd[0]}; '
-            'leave in both the scans that both have.')
+    if odd: raise OctError(f'The two tables hold different scans: {len(odd)} in one of them only, first {odd[0]}; '
+        'leave in both the scans that both have.')
 
-def aligned(
-    a:pd.DataFrame, # prediction table
-    b:pd.DataFrame, # another one of the same scans
-)->tuple: # both checked, sorted by path, with the same patients
-    "Two tables row by row; raises `OctError` where scans, labels, classes or patients differ"
+def aligned(a:pd.DataFrame, b:pd.DataFrame)->tuple:
+    "Two checked tables row by row, with the same patients; raises `OctError` where scans, labels or classes differ"
     a,b = [check_predictions(t).sort_values('path', ignore_index=True) for t in (a, b)]
     k,other = classes_of(a),classes_of(b)
-    if set(k) != set(other):
-        raise OctError(f'The two tables have different classes, {", ".join(k)} and {", ".join(other)}: '
-            'give two models of the same classes.')
+    if set(k) != set(other): raise OctError(f'The two tables have different classes, {", ".join(k)} and '
+        f'{", ".join(other)}: give two models of the same classes.')
     check_same_scans(a, b)
     bad = a.path[a.label != b.label]
-    if len(bad):
-        raise OctError(f'{len(bad)} of {len(a)} scans have another label in the second table, first {bad.iloc[0]}: '
-            'give both the same labels.')
+    if len(bad): raise OctError(f'{len(bad)} of {len(a)} scans have another label in the second table, '
+        f'first {bad.iloc[0]}: give both the same labels.')
     pairs = pd.DataFrame(dict(path=a.path, a=a.patient, b=b.patient)).dropna().drop_duplicates(['a', 'b'])
     bad = pairs.path[pairs.a.duplicated() | pairs.b.duplicated()]
-    if len(bad):
-        raise OctError(f'The two tables group the scans into different patients, first {bad.iloc[0]}: '
-            'give both the same column patient.')
+    if len(bad): raise OctError(f'The two tables group the scans into different patients, first {bad.iloc[0]}: '
+        'give both the same column patient.')
     who = max((a, b), key=lambda t: t.patient.notna().sum()).patient
     b = b[[c for c in b if not c.startswith('p_')] + [f'p_{c}' for c in k]]
     return a.assign(patient=who), b.assign(patient=who)
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #2fcae045
-def compared(t:pd.DataFrame)->list:
-    "The figures that two models are compared by"
-    return [*per_scan(t), *(['urgent_auc'] if ours(t) else []), 'macro_auc']
+def compared(t:pd.DataFrame, who:np.ndarray)->dict:
+    "What models are compared by: {figure: (scans, patients behind it, kind, scale)}"
+    names = [*per_scan(t), *(['urgent_auc'] if ours(t) else []), 'macro_auc']
+    behind = patients_behind(t, who, names)
+    return {m: (int(members(t, m).sum()), behind[m], *kind_and_scale(m)) for m in names}
 
-def joint_draws(
-    tables:list, # checked prediction tables of the same scans
-    who:np.ndarray, # (N,) codes of patients
-    resamples:int, # draws of patients
-    seed:int, # of the draws
-    most:int=4096, # steps of a score that a draw looks at
-)->dict: # {figure: (tables, resamples)}
-    "What is compared, of every table on the same draws of patients"
-    every = [FiguresByWeight(t, who, most, ('auc',)) for t in tables]
+def joint_draws(tables:list, who:np.ndarray, resamples:int, seed:int, most:int=4096)->dict:
+    "{figure: (tables, resamples)} on the same draws of patients; of a score a draw looks at `most` steps"
+    every = [FiguresByWeight(t, who, most) for t in tables]
     blocks = over_blocks(lambda weights: [f(weights) for f in every], who.max()+1, resamples, seed)
-    return {m: np.concatenate([[o[m] for o in b] for b in blocks], 1) for m in compared(tables[0])}
+    return {m: np.concatenate([[o[m] for o in b] for b in blocks], 1) for m in blocks[0][0]}
 
-def difference(
-    value:float, # of the second model minus that of the first
-    draws:np.ndarray, # (B,) the same on resampled patients
-    n:int, # scans
-    patients:int, # behind the figure
-    worst:float=1., # the most that the figure can be
-    kind:str='share', # as `interval` takes it
-)->dict: # {'value', 'low', 'high', 'n'}
-    "A difference with 95 % limits by the spread of its draws; exact ones where no patient made a difference"
-    draws = draws[np.isfinite(draws)]
+def difference(value:float, draws:np.ndarray, n:int, patients:int, kind:str='share', scale:tuple=(0., 1.))->dict:
+    "A difference with 95 % limits by the spread of its draws (B,); exact ones where no patient made a difference"
+    draws,worst = draws[np.isfinite(draws)],scale[1]
     if not np.isfinite(value): half = np.nan
     elif np.ptp(draws) < 1e-12: half = worst*exact_limit(patients)
     else: half = student_t(patients, None if kind == 'share' else draws, 1)*draws.std(ddof=1)*few_patients(patients)
@@ -94,12 +76,9 @@ def paired(
 )->dict: # {figure: {'value', 'low', 'high', 'n'}}; n counts scans; None where a figure is undefined
     "How much higher figures are in `b` than in `a`, with 95 % intervals from resampling the patients of both at once"
     a,b = aligned(a, b)
-    who = patients_of(a)
-    x,y,draws,behind,out = values(a),values(b),joint_draws([a, b], who, resamples, seed),patients_behind(a, who, compared(a)),{}
-    for m,patients in behind.items():
-        n,worst = int(members(a, m).sum()),scale_of(m)[1]
-        out[m] = difference(y[m]-x[m], draws[m][1]-draws[m][0], n, patients, worst, kind_of(m))
-    return out
+    x,y,who = values(a),values(b),patients_of(a)
+    draws = joint_draws([a, b], who, resamples, seed)
+    return {m: difference(y[m]-x[m], draws[m][1]-draws[m][0], *about) for m,about in compared(a, who).items()}
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #ad6e4e3a
 def plot_differences(
@@ -115,21 +94,20 @@ def plot_differences(
         unit,remark = (-100, ', sign reversed') if m == 'weighted_error' else (100, ' (x 100)' if is_area(m) else '')
         labels.append(title(m)+remark)
         v,(low,high) = unit*o['value'],sorted((unit*o['low'], unit*o['high']))
-        c = '#555555'
-        if low > 0: c = '#0072B2'
-        if high < 0: c = '#D55E00'
+        c,fill = '#555555', 'white'
+        if low > 0: c = fill = '#0072B2'
+        if high < 0: c = fill = '#D55E00'
         ax.plot([low, high], [i, i], color=c, lw=2)
-        ax.plot(v, i, 'o', color=c, mfc=c if low > 0 or high < 0 else 'white', ms=7)
+        ax.plot(v, i, 'o', color=c, mfc=fill, ms=7)
         text = f'{v:+.1f} ({low:+.1f} to {high:+.1f}), n = {o["n"]}'
         ax.annotate(text, (1.02, i), xycoords=('axes fraction', 'data'), va='center', fontsize=8)
     ax.set(yticks=range(len(shown)), yticklabels=labels, ylim=(-.6, len(shown)-.4))
-    ax.set_xlabel('percentage points, 95 % interval over patients\n'
-        f'← {names[0]} is better · {names[1]} is better →')
+    ax.set_xlabel(f'percentage points, 95 % interval over patients\n← {names[0]} is better · {names[1]} is better →')
     return fig
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #8a3a4576
 def components(y:np.ndarray, score:np.ndarray)->np.ndarray:
-    "Structural components (N,): of a positive the share of negatives below it, of a negative that of positives above it"
+    "Structural components (N,): of a positive the share of negatives below, of a negative that of positives above it"
     r,v = stats.rankdata(score),np.empty(len(y))
     v[y] = (r[y]-stats.rankdata(score[y]))/(~y).sum()
     v[~y] = 1-(r[~y]-stats.rankdata(score[~y]))/y.sum()
@@ -158,9 +136,8 @@ def delong(
     a,b = aligned(a, b)
     who,(y,s),(_,t) = patients_of(a),scored(a, what),scored(b, what)
     patients = min(len(set(who[o])) for o in (y, ~y))
-    if patients < 2:
-        raise OctError(f'DeLong needs two patients with {what} and two without, but here are {patients} of one kind: '
-            'test on more patients.')
+    if patients < 2: raise OctError(f'DeLong needs two patients with {what} and two without, '
+        f'but here are {patients} of one kind: test on more patients.')
     x,z,se = two_aucs(y, s, t, who)
     if se < 1e-12: half,p = exact_limit(patients),1. if x == z else None
     else: half,p = stats.norm.ppf(.975)*se,float(2*stats.norm.sf(abs(z-x)/se))
@@ -202,28 +179,19 @@ def over_seeds(
     seed:int=0, # of the resampling
 )->dict: # {figure: {'value' (mean over seeds), 'low', 'high', 'sd', 'min', 'max', 'n', 'seeds'}}; None where undefined
     "Figures of a recipe, with intervals that carry both which patients were tested and which seeds were drawn"
-    tables = [*tables]
-    if len(tables) < 2:
-        raise OctError('The spread between seeds needs the tables of two runs or more, '
-            f'but here is {len(tables)}: train again with another seed.')
+    if len(tables) < 2: raise OctError('The spread between seeds needs the tables of two runs or more, '
+        f'but here is {len(tables)}: train again with another seed.')
     tables = [aligned(tables[0], t)[1] for t in tables]
     first,s = tables[0],len(tables)
     who,each,out = patients_of(first),[values(t) for t in tables],{}
     draws = joint_draws(tables, who, resamples, seed)
     luck = np.random.default_rng([seed, s]).multinomial(s-1, np.full(s, 1/s), resamples)/(s-1)
-    for m,patients in patients_behind(first, who, compared(first)).items():
-        o = over_runs([v[m] for v in each], (draws[m].T*luck).sum(1), patients, kind_of(m), scale_of(m))
-        out[m] = o | dict(n=int(members(first, m).sum()), seeds=s)
+    for m,(n,*about) in compared(first, who).items():
+        out[m] = over_runs([v[m] for v in each], (draws[m].T*luck).sum(1), *about) | dict(n=n, seeds=s)
     return out
 
-def over_runs(
-    v:list, # the figure of each run
-    draws:np.ndarray, # (B,) its mean over runs, patients and runs drawn anew
-    patients:int, # behind the figure
-    kind:str='share', # as `interval` takes it
-    scale:tuple=(0., 1.), # least and greatest possible value
-)->dict: # value, low, high, sd, min, max; None where undefined
-    "The mean of a figure over runs, and its spread between them"
+def over_runs(v:list, draws:np.ndarray, patients:int, kind:str='share', scale:tuple=(0., 1.))->dict:
+    "The mean of a figure over runs, with limits by draws (B,) of patients and runs, and its spread between runs"
     value = np.mean(v)
     if not np.isfinite(value): return dict.fromkeys(('value', 'low', 'high', 'sd', 'min', 'max'))
     low,high = interval(value, draws, min(patients, 1+freedom(v, draws, patients)), kind, scale)

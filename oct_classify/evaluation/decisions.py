@@ -7,8 +7,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/decisions.html.
 # %% auto #0
 __all__ = ['allowed_misses', 'operating_point', 'loosened', 'rates', 'check_prevalence', 'by_bayes', 'at_threshold',
            'net_benefit', 'decision_curve', 'plot_decision_curve', 'loss_of', 'surest_first', 'risk_coverage',
-           'one_each', 'p_value', 'fewest', 'starts', 'surest', 'abstain_threshold', 'risk_band', 'mark_point',
-           'plot_risk_coverage', 'set_scores', 'conformal_quantile', 'set_threshold', 'prediction_sets', 'coverage']
+           'one_each', 'p_value', 'fewest', 'starts', 'surest', 'abstain_threshold', 'mark_point', 'plot_risk_coverage',
+           'set_scores', 'conformal_quantile', 'set_threshold', 'prediction_sets', 'coverage']
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #37766767
 from math import ceil, log
@@ -38,22 +38,21 @@ def operating_point(
     sure:bool=False, # reach it with 95 % confidence for the next patient (Wilks 1941), not just on these scans
     resamples:int=2000, # of patients
     seed:int=0, # of the resampling
-)->dict: # threshold (None: see `why`), what, of, target, sure, reached (a figure), n scans and patients of that side, why
+)->dict: # threshold (None: see `why`), what, of, target, sure, reached (a figure), n scans and patients there, why
     "The threshold that reaches a sensitivity or specificity on validation; raises `OctError` on a target that can't be"
-    if of not in ('sensitivity', 'specificity') or not 0 < target < 1:
-        raise OctError(f"There is no operating point for of={of!r} and target={target}: "
-            "give of='sensitivity' or 'specificity' and a target between 0 and 1.")
+    if of not in ('sensitivity', 'specificity') or not 0 < target < 1: raise OctError('There is no operating point for '
+        f"of={of!r} and target={target}: give of='sensitivity' or 'specificity' and a target between 0 and 1.")
     df = check_predictions(valid)
     (y,score),who,upper = scored(df, what),patients_of(df),of == 'sensitivity'
     side = y == upper
     n,each = int(side.sum()),pd.Series(score[side]).groupby(who[side]).agg('min' if upper else 'max').to_numpy()
     out = dict(threshold=None, what=what, of=of, target=target, sure=sure, reached=with_limits(np.nan, 0, 0, n), n=n,
         patients=len(each), why='')
-    trials,side_name = each if sure else score[side],what if upper else f'not {what}'
+    trials,needed,it = each if sure else score[side],ceil(log(.05)/log(target)),what if upper else f'not {what}'
     miss = allowed_misses(len(trials), target, sure)
-    if not n: return out | dict(why=f"No validation scan is {side_name}: a threshold can't be fixed on this table.")
-    if miss < 0: return out | dict(why=f"{len(each)} validation patients with scans that are {side_name} can't assure "
-        f"a {of} of {target:.1%}: at least {ceil(log(.05)/log(target))} are needed.")
+    if not n: return out | dict(why=f"No validation scan is {it}: a threshold can't be fixed on this table.")
+    if miss < 0: return out | dict(why=f"{len(each)} validation patients with scans that are {it} can't assure "
+        f'a {of} of {target:.1%}: at least {needed} are needed.')
     t = np.sort(trials)[miss] if upper else np.nextafter(np.sort(trials)[::-1][miss], np.inf) # clear is what lies below
     return out | dict(threshold=float(t), reached=share((score >= t) == y, side, who, resamples, seed))
 
@@ -66,14 +65,8 @@ def loosened(draws:np.ndarray, patients:int, seed:int)->np.ndarray:
     draws[:,still] = np.where(np.isfinite(v), v*a+(1-v)*(1-b), v)
     return draws
 
-def rates(
-    y:np.ndarray, # (N,) bool: has it
-    alarm:np.ndarray, # (N, T) bool: is called so
-    who:np.ndarray, # (N,) codes of patients
-    resamples:int, # of patients
-    seed:int, # of the resampling
-)->list: # sensitivity (B, T), specificity (B, T) and prevalence (B, 1), as they are (B=1) and over draws of patients
-    "What T rules of alarm do"
+def rates(y:np.ndarray, alarm:np.ndarray, who:np.ndarray, resamples:int, seed:int)->list:
+    "Sensitivity and specificity (B, T) of alarms (N, T) and prevalence (B, 1): as they are (B=1), and over draws"
     t,out = alarm.shape[1],[]
     sums = patient_sums(np.column_stack([alarm & y[:,None], ~alarm & ~y[:,None], y, ~y]), who)
     for c in (sums.sum(0, keepdims=True).astype(float), resampled(sums, resamples, seed)):
@@ -99,8 +92,8 @@ def at_threshold(
     seed:int=0, # of the resampling
 )->dict: # figures sensitivity, specificity, ppv, npv, alarms_per_100
     "What a fixed threshold does on other scans; raises `OctError` where the point has no threshold"
-    if point['threshold'] is None:
-        raise OctError(point.get('why') or 'The operating point has no threshold: fix it on more validation scans.')
+    why = point.get('why') or 'The operating point has no threshold: fix it on more validation scans.'
+    if point['threshold'] is None: raise OctError(why)
     df = check_predictions(test)
     (y,score),who = scored(df, point['what']),patients_of(df)
     alarm,kw = score >= point['threshold'],dict(who=who, resamples=resamples, seed=seed)
@@ -131,8 +124,8 @@ def decision_curve(
     "Net benefit of acting on the model (Vickers and Elkin 2006); raises `OctError` where one side has no scan"
     df = check_predictions(df)
     (y,score),who = scored(df, what),patients_of(df)
-    if y.all() or not y.any():
-        raise OctError(f'A decision curve needs scans that are {what} and scans that are not: give a table with both.')
+    if y.all() or not y.any(): raise OctError(f'A decision curve needs scans that are {what} and scans that are not: '
+        'give a table with both.')
     if prevalence is not None:
         check_prevalence(prevalence)
         yes,no = score*prevalence/y.mean(),(1-score)*(1-prevalence)/(1-y.mean())
@@ -160,9 +153,8 @@ def plot_decision_curve(table:pd.DataFrame)->Figure:
     top = 100*max(table.high.max(), table['all'].max(), .0001)
     ax.set(xlim=(0, t.max()), ylim=(-.12*top, 1.08*top), xlabel='probability at which one refers (%)')
     ax.set_ylabel('net true positives per 100 scans')
-    if a:
-        size = f"{plural(a['scans'], 'scan')} of {plural(a['patients'], 'patient')}"
-        ax.set_title(f"{size}, prevalence of {a['what']} {a['prevalence']:.1%}", fontsize=9)
+    size = f"{plural(a['scans'], 'scan')} of {plural(a['patients'], 'patient')}"
+    ax.set_title(f"{size}, prevalence of {a['what']} {a['prevalence']:.1%}", fontsize=9)
     fig.legend(fontsize=8, frameon=False, loc='outside lower center', ncols=4)
     return fig
 
@@ -172,41 +164,29 @@ def loss_of(df:pd.DataFrame, cost:str)->tuple:
     if cost not in ('error', 'weighted'): raise OctError(f"There is no cost {cost!r}: choose 'error' or 'weighted'.")
     adds = per_scan(df)
     if cost == 'error': return 1.-adds['accuracy'][0], 1.
-    if 'weighted_error' not in adds:
-        raise OctError(f"Kermany's weighted error is not defined for {', '.join(classes_of(df))}: choose cost='error'.")
-    return adds['weighted_error'][0], adds['weighted_error'][2]
+    if 'weighted_error' in adds: return adds['weighted_error'][0], 4.
+    raise OctError(f"Kermany's weighted error is not defined for {', '.join(classes_of(df))}: choose cost='error'.")
 
 def surest_first(conf:np.ndarray)->tuple:
     "Order from the surest scan on (N,), and how many scans reach each distinct confidence (M,)"
     order = np.argsort(-conf, kind='stable')
     return order, np.append(np.flatnonzero(np.diff(conf[order]))+1, len(conf))
 
-def risk_coverage(
-    df:pd.DataFrame, # prediction table
-    cost:str='error', # or 'weighted'
-)->pd.DataFrame: # coverage, risk, threshold: answered are scans whose confidence reaches it; one row per distinct confidence
-    "How wrong the answers are when only the surest scans are answered; raises `OctError` for a cost that is not known here"
+def risk_coverage(df:pd.DataFrame, cost:str='error')->pd.DataFrame:
+    "Coverage and risk (error, or 'weighted') of the answers from each distinct confidence on, the threshold"
     df = check_predictions(df)
     loss,conf = loss_of(df, cost)[0],probs(df).max(1)
     order,n = surest_first(conf)
     return pd.DataFrame(dict(coverage=n/len(df), risk=np.cumsum(loss[order])[n-1]/n, threshold=conf[order][n-1]))
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #6b2dcc44
-def one_each(
-    who:np.ndarray, # (N,) codes of patients
-    seed:int=0, # fixes the draw
-)->np.ndarray: # rows, ascending
-    "One scan of each patient, drawn at random: independent where patients are"
+def one_each(who:np.ndarray, seed:int=0)->np.ndarray:
+    "Rows, ascending, of one scan of each patient, drawn at random: independent where patients are"
     order = np.random.default_rng(seed).permutation(len(who))
     return np.sort(order[np.unique(who[order], return_index=True)[1]])
 
-def p_value(
-    k, # sum of losses
-    m, # how many losses, each from 0 to 1
-    risk:float, # their mean, if the promise is just broken
-    binary:bool, # losses are 0 or 1: binomial; otherwise Hoeffding–Bentkus (Angelopoulos et al. 2021)
-):
-    "How likely `m` losses sum to `k` or less if their mean were `risk`"
+def p_value(k, m, risk:float, binary:bool):
+    "How likely `m` losses, 0 or 1 (binary) or between (Hoeffding–Bentkus), sum to `k` or less if `risk` is their mean"
     if binary: return binom.cdf(k, m, risk)
     a = np.minimum(k/m, risk)
     h = np.where(a > 0, a*np.log(np.maximum(a, 1e-300)/risk), 0)+(1-a)*np.log((1-a)/(1-risk))
@@ -221,14 +201,8 @@ def starts(n:int, risk:float, delta:float)->tuple:
     m = fewest(risk, delta/2)
     return ([m, max(2*m, n//4)], delta/2) if n >= 2*m else ([fewest(risk, delta)], delta)
 
-def surest(
-    conf:np.ndarray, # (N,) confidence, of one scan per patient
-    loss:np.ndarray, # (N,) from 0 to 1
-    risk:float, # the most that answers may cost
-    delta:float, # how often they may cost more
-    binary:bool, # losses are 0 or 1
-)->tuple: # how many of the surest scans may be answered (0: none), and the error spent
-    "Fixed sequence tests over the surest scans"
+def surest(conf:np.ndarray, loss:np.ndarray, risk:float, delta:float, binary:bool)->tuple:
+    "How many of the surest scans may be answered, given losses (N,) from 0 to 1, and the error spent; 0: none"
     if len(conf) < fewest(risk, delta): return 0, delta
     order,m = surest_first(conf)
     begin,each = starts(len(conf), risk, delta)
@@ -246,13 +220,12 @@ def abstain_threshold(
     cost:str='error', # or 'weighted', from 0 to 4
     resamples:int=2000, # of patients
     seed:int=0, # of the draw of one scan per patient, and of the resampling
-)->dict: # threshold on the confidence (None: see `why`), coverage and risk (figures), bound, n answered and patients tested, why
-    "The lowest confidence to answer at, with a promise on the risk (Angelopoulos et al. 2021); raises `OctError` on limits that can't be"
+)->dict: # threshold (None: see `why`), coverage and risk (figures), bound, n answered and patients tested, why
+    "The lowest confidence to answer at, with a promise on the risk of the answers (Angelopoulos et al. 2021)"
     df = check_predictions(valid)
     loss,worst = loss_of(df, cost)
-    if not 0 < risk < worst or not 0 < confidence < 1:
-        raise OctError(f"A risk of {risk} with confidence {confidence} can't be promised: "
-            f"give a risk between 0 and {worst:g} and a confidence between 0 and 1.")
+    if not 0 < risk < worst or not 0 < confidence < 1: raise OctError(f'A risk of {risk} with confidence {confidence} '
+        f"can't be promised: give a risk between 0 and {worst:g} and a confidence between 0 and 1.")
     conf,who,binary = probs(df).max(1),patients_of(df),worst == 1
     i,kw = one_each(who, seed),dict(who=who, resamples=resamples, seed=seed)
     m,delta = surest(conf[i], loss[i]/worst, risk/worst, 1-confidence, binary)
@@ -260,35 +233,25 @@ def abstain_threshold(
         patients=len(i), target=risk, confidence=confidence, cost=cost, why='')
     promise = f"at most {risk:.1%} {'wrong answers' if binary else 'weighted error'} with {confidence:.0%} confidence"
     need,patients = fewest(risk/worst, 1-confidence),plural(len(i), 'validation patient')
-    if len(i) < need: return out | dict(why=f"{patients} {'is' if len(i) == 1 else 'are'} too few to promise {promise}: "
-        f'at least {need} are needed.')
+    if len(i) < need: return out | dict(why=f"{patients} {'is' if len(i) == 1 else 'are'} too few to promise "
+        f'{promise}: at least {need} are needed.')
     if not m: return out | dict(why=f'No threshold can promise {promise}: '
         f'among the surest scans of {patients} too many are wrong.')
     t = 0. if m == len(i) else float(np.sort(conf[i])[::-1][m-1])
     lost = (loss[i][conf[i] >= t]/worst).sum()
     def excess(r): return p_value(np.array(lost), m, r, binary)-delta
     bound = worst*brentq(excess, lost/m+1e-9, 1-1e-9)
-    coverage,cost = share(conf >= t, **kw),share(loss, conf >= t, worst=worst, **kw)
-    return out | dict(threshold=t, coverage=coverage, risk=cost, bound=float(bound))
+    measured = dict(coverage=share(conf >= t, **kw), risk=share(loss, conf >= t, worst=worst, **kw))
+    return out | measured | dict(threshold=t, bound=float(bound))
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #a805f3bd
-def risk_band(
-    df:pd.DataFrame, # checked prediction table
-    loss:np.ndarray, # (N,) of each answer
-    thresholds:np.ndarray, # (T,) on the confidence
-    resamples:int, # of patients
-)->np.ndarray: # (2, T)
-    "95 % limits of the risk at each threshold"
-    answered,t = probs(df).max(1)[:,None] >= thresholds,len(thresholds)
-    w = resampled(patient_sums(np.hstack([answered*loss[:,None], answered]), patients_of(df)), resamples)
-    return np.nanquantile(ratio(w[:,:t], w[:,t:]), (.025, .975), axis=0)
-
 def mark_point(ax, t:pd.DataFrame, point:dict):
     "Show where a fixed threshold lies on the curve of `risk_coverage`"
     at = t[t.threshold >= point['threshold']]
     if not len(at): return
-    x,y,what = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1],' wrong' if point.get('cost', 'error') == 'error' else ''
-    label = f"confidence ≥ {point['threshold']:.2f}: {x:.0f} % answered, {y:.1f} %{what}"
+    x,y = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1]
+    wrong = ' wrong' if point.get('cost', 'error') == 'error' else ''
+    label = f"confidence ≥ {point['threshold']:.2f}: {x:.0f} % answered, {y:.1f} %{wrong}"
     ax.plot(x, y, 'o', color='#D55E00', ms=7, zorder=5, label=label)
     if not point.get('target'): return
     ax.axhline(100*point['target'], color='#D55E00', lw=.8, label=f"promised: at most {100*point['target']:.3g} %")
@@ -301,13 +264,14 @@ def plot_risk_coverage(
 )->Figure:
     "Risk over coverage, with its interval and what an ideal and a random order would give"
     df = check_predictions(df)
-    loss,t,n = loss_of(df, cost)[0],risk_coverage(df, cost),np.arange(1, len(df)+1)
+    loss,who,t,n = loss_of(df, cost)[0],patients_of(df),risk_coverage(df, cost),np.arange(1, len(df)+1)
+    some = t.iloc[np.unique(np.searchsorted(t.coverage, np.linspace(.02, 1, 60)).clip(0, len(t)-1))]
+    answered = probs(df).max(1)[:,None] >= some.threshold.to_numpy()
+    lost,scans = np.split(resampled(patient_sums(np.hstack([answered*loss[:,None], answered]), who), resamples), 2, 1)
+    (low,high),x = np.nanquantile(ratio(lost, scans), (.025, .975), axis=0),100*some.coverage
     fig = Figure(figsize=(5.6, 3.4), layout='constrained')
-    ax,at = fig.add_subplot(),np.searchsorted(t.coverage, np.linspace(.02, 1, 60)).clip(0, len(t)-1)
-    some = t.iloc[np.unique(at)]
-    low,high = risk_band(df, loss, some.threshold.to_numpy(), resamples)
-    band = dict(color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
-    ax.fill_between(100*some.coverage, 100*low, 100*high, **band)
+    ax = fig.add_subplot()
+    ax.fill_between(x, 100*low, 100*high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
     ax.plot(100*t.coverage, 100*t.risk, color='#0072B2', label='model')
     ax.plot(100*n/len(df), 100*np.cumsum(np.sort(loss))/n, color='#009E73', ls='--', label='ideal order')
     ax.axhline(100*loss.mean(), color='#555555', ls=':', label='random order')
@@ -315,13 +279,13 @@ def plot_risk_coverage(
     top = max(110*loss.mean(), 100*high[some.coverage > .2].max(), 1)
     ax.set(xlim=(0, 102), ylim=(0, top), xlabel='coverage: scans answered (%)')
     ax.set_ylabel(f"{'' if cost == 'error' else 'weighted '}error of the answers (%)")
-    ax.set_title(f'{plural(len(df), "scan")} of {plural(int(patients_of(df).max())+1, "patient")}', fontsize=9)
+    ax.set_title(f'{plural(len(df), "scan")} of {plural(int(who.max())+1, "patient")}', fontsize=9)
     ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(0, max(.6, 100*loss.mean()/top)))
     return fig
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #b2ec0b5b
 def set_scores(p:np.ndarray, method:str)->np.ndarray:
-    "How much it takes to include a class (N, K): 1-p for lac; for aps the probability of all classes that are no less likely"
+    "What it takes to include a class (N, K): lac: 1-p; aps: the probability of all classes that are no less likely"
     if method == 'lac': return 1-p
     if method != 'aps': raise OctError(f"There is no method {method!r}: choose 'lac' or 'aps'.")
     order = np.argsort(-p, 1, kind='stable')
@@ -342,9 +306,8 @@ def set_threshold(
     seed:int=0, # of the draw of one scan per patient
 )->dict: # q: {class: threshold} (None: see `why`), method, alpha, by_class, n patients, why
     "The threshold of conformal prediction sets; raises `OctError` on an alpha that can't be"
-    if not 0 < alpha < 1:
-        raise OctError(f'An alpha of {alpha} makes no sets: '
-            'give the share of sets that may miss the truth, a share between 0 and 1.')
+    if not 0 < alpha < 1: raise OctError(f'An alpha of {alpha} makes no sets: '
+        'give the share of sets that may miss the truth, a share between 0 and 1.')
     df = check_predictions(valid)
     df,k = df.iloc[one_each(patients_of(df), seed)],classes_of(df)
     y,p,row = df.label.map(k.index).to_numpy(),probs(df),np.arange(len(df))
@@ -360,16 +323,12 @@ def set_threshold(
         f'sets that contain the truth in {1-alpha:.0%} need {need} or more{each}.')
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #f09a42c7
-def prediction_sets(
-    df:pd.DataFrame, # prediction table
-    q:dict, # of `set_threshold`
-)->np.ndarray: # (N, K) bool, in the order of `classes_of`
-    "Which classes can't be ruled out; raises `OctError` where there is no threshold or it is for other classes"
+def prediction_sets(df:pd.DataFrame, q:dict)->np.ndarray:
+    "Which classes (N, K) `set_threshold` can't rule out; raises `OctError` where it has no threshold, or other classes"
     k = classes_of(df)
     if q['q'] is None: raise OctError(q['why'])
-    if set(q['q']) != set(k):
-        raise OctError(f"The thresholds are for {', '.join(q['q'])}, the table for {', '.join(k)}: "
-            'fix them on a validation table of the same model.')
+    if set(q['q']) != set(k): raise OctError(f"The thresholds are for {', '.join(q['q'])}, the table for "
+        f"{', '.join(k)}: fix them on a validation table of the same model.")
     p,t = probs(df),np.array([q['q'][c] for c in k])
     scores = set_scores(p, q['method'])
     return scores <= t+1e-12 if q['method'] == 'lac' else scores-p < t-1e-12
@@ -383,10 +342,9 @@ def coverage(
     "How often sets contain the truth, and how large they are; raises `OctError` where they do not fit the table"
     df = check_predictions(df)
     k,size,kw = classes_of(df),sets.sum(1),dict(who=patients_of(df), resamples=resamples, seed=seed)
-    if sets.shape != (len(df), len(k)):
-        raise OctError(f'{sets.shape[0]} sets of {sets.shape[1]} classes do not fit {len(df)} scans of {len(k)}: '
-            'make them from this table.')
+    if sets.shape != (len(df), len(k)): raise OctError(f'{sets.shape[0]} sets of {sets.shape[1]} classes do not fit '
+        f'{len(df)} scans of {len(k)}: make them from this table.')
     hit = sets[np.arange(len(df)), df.label.map(k.index)]
-    out = dict(coverage=share(hit, **kw)) | {f'coverage_{c}': share(hit, (df.label == c).to_numpy(), **kw) for c in k}
-    of_size = {m: share(o, **kw) for m,o in (('single', size == 1), ('empty', size == 0))}
-    return out | dict(size=share(size, worst=len(k), **kw)) | of_size
+    by_class = {f'coverage_{c}': share(hit, (df.label == c).to_numpy(), **kw) for c in k}
+    single,empty = share(size == 1, **kw),share(size == 0, **kw)
+    return dict(coverage=share(hit, **kw), **by_class, size=share(size, worst=len(k), **kw), single=single, empty=empty)

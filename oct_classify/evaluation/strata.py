@@ -36,20 +36,15 @@ def traits_of(file)->dict:
     retina = find_retina(trimmed(filled))
     out = dict(width=grey.shape[1], height=grey.shape[0], border=float(mask.mean()), unread='')
     if not retina: return out | dict(found='no', doubt='too small')
-    out |= dict(found='no' if retina.doubt else 'yes', doubt=retina.doubt or 'none')
-    bow,tilt = abs(retina.curve[0]),abs(retina.curve[1])
-    return out | dict(contrast=retina.contrast, spread=retina.spread, bow=bow, tilt=tilt)
+    out |= dict(found='no' if retina.doubt else 'yes', doubt=retina.doubt or 'none', contrast=retina.contrast)
+    return out | dict(spread=retina.spread, bow=abs(retina.curve[0]), tilt=abs(retina.curve[1]))
 
-def scan_traits(
-    df:pd.DataFrame, # prediction table
-    data, # folder that its paths start from
-    workers:int|None=None, # threads; None: one per core
-)->pd.DataFrame: # the table with `TRAITS` and unread (why)
-    """Traits of every scan in a prediction table, measured without its label: width and height in pixels, border as a share
-    of the pixels, contrast from 0 to 1, spread, bow and tilt as shares of the height, scans of the patient"""
+def scan_traits(df:pd.DataFrame, data)->pd.DataFrame:
+    """A table with the traits of its scans in a folder, measured without label: width and height (pixels), border
+    (share), contrast (0 to 1), spread, bow and tilt (of the height), scans (of the patient), and unread (why)"""
     df = check_predictions(df)
     files = df.path.drop_duplicates()
-    with ThreadPoolExecutor(workers or os.cpu_count()) as ex:
+    with ThreadPoolExecutor(os.cpu_count()) as ex:
         got = list(progress(ex.map(traits_of, [Path(data)/o for o in files]), len(files), 'Measuring scans'))
     t = pd.DataFrame(got, index=files.to_numpy(), columns=[*TRAITS[:-1], 'unread']).reindex(df.path).set_index(df.index)
     who = patients_of(df)
@@ -67,25 +62,21 @@ def level_name(o)->str:
     "How a value of a trait is called"
     return f'{o:g}' if isinstance(o, (int, float, np.number)) and not isinstance(o, bool) else str(o)
 
-def strata(
-    v:pd.Series, # one column
-    most:int=4, # distinct numbers that stay levels of their own
-)->pd.Series: # ordered categories, none missing
-    "Levels of one variable; numbers become thirds, what is missing 'not known'"
+def strata(v:pd.Series, most:int=4)->pd.Series:
+    "Levels of one variable, ordered: more than `most` numbers become thirds, what is missing 'not known'"
     v = v.astype(object).where(v.notna(), None)
-    words = v.map(lambda o: isinstance(o, (bool, np.bool_, str))).any()
-    if not words and pd.to_numeric(v, errors='coerce').nunique() > most: got = thirds(pd.to_numeric(v, errors='coerce'))
+    words,numbers = v.map(lambda o: isinstance(o, (bool, np.bool_, str))).any(),pd.to_numeric(v, errors='coerce')
+    if not words and numbers.nunique() > most: got = thirds(numbers)
     else:
         levels = sorted(v.dropna().unique(), key=lambda o: (isinstance(o, str), o if isinstance(o, str) else float(o)))
         got = pd.Categorical(v.map(level_name, na_action='ignore'), [level_name(o) for o in levels], ordered=True)
     got = pd.Series(got, v.index)
-    if got.isna().any() and 'not known' not in got.cat.categories: got = got.cat.add_categories('not known')
-    return got.fillna('not known') if got.isna().any() else got
+    if not got.isna().any(): return got
+    return got.cat.set_categories(dict.fromkeys([*got.cat.categories, 'not known'])).fillna('not known')
 
 # %% ../../nbs/api/evaluation/strata.ipynb #b06d2d9f
 def wald(over:np.ndarray, n:np.ndarray, mix:np.ndarray)->np.ndarray:
-    """How far strata are apart, for each deal (B,): from what each patient adds beyond the common mean (B, P), their scans
-    (B, P), and their shares of strata (P, L)"""
+    "How far apart strata are (B,): by what patients add to the common mean (B, P), scans (B, P), and strata (P, L)"
     b,k = len(over),mix.shape[1]
     sq,c = over**2,n@mix/n.sum(1, keepdims=True)
     cross = (sq@mix)[:,:,None]*c[:,None]
@@ -115,6 +106,7 @@ def heterogeneity(
         more += int((wald(over[deal], scans[deal], mix) >= seen*(1-1e-9)).sum())
     return more/(permutations+1)
 
+# %% ../../nbs/api/evaluation/strata.ipynb #b7fd0548
 def holm(p)->np.ndarray:
     "P values adjusted for all of them (Holm 1979); nan stays"
     p = np.array([np.nan if o is None else o for o in p], float)
@@ -126,7 +118,7 @@ def holm(p)->np.ndarray:
 FEW = 20 # patients under which a figure is marked
 
 def measures(df:pd.DataFrame)->dict:
-    "The figures of `per_scan` that are set out by stratum"
+    "The figures of `per_scan` that are set out"
     return {m: o for m,o in per_scan(df).items() if m != 'urgent_specificity'}
 
 def by_stratum(
@@ -176,7 +168,8 @@ def plot_strata(
 )->Figure:
     "Forest plot of one figure by stratum; hollow: few patients, whose intervals may leave the plot"
     t = table[table.figure == figure].reset_index(drop=True)
-    if not len(t): raise OctError(f'The table has no figure {figure!r}: choose one of {", ".join(table.figure.unique())}.')
+    if not len(t): raise OctError(f'The table has no figure {figure!r}: '
+        f'choose one of {", ".join(table.figure.unique())}.')
     begins = t.variable != t.variable.shift()
     y = -(np.arange(len(t))+.9*np.cumsum(begins.to_numpy()))
     fig = Figure(figsize=(7, .21*(-y[-1])+.9), layout='constrained')
@@ -188,13 +181,14 @@ def plot_strata(
         look = dict(fmt='o', ms=5, lw=1.3, color='#0072B2' if i else 'black', mfc='white' if o.few else None)
         if np.isfinite(o.value): ax.errorbar(100*o.value, y[i], xerr=reach, **look)
         ax.text(1.02, y[i], f'{o.n:,} / {o.patients:,}', **beside)
-        if begins[i] and o.variable != 'all': ax.text(-.01, y[i]+.95, o.variable, ha='right', fontweight='bold', **beside)
-        if begins[i] and np.isfinite(o.p_holm): ax.text(.01, y[i]+.95, p_text(o.p_holm), color='#555555', **beside)
+        if not begins[i] or o.variable == 'all': continue
+        ax.text(-.01, y[i]+.95, o.variable, ha='right', fontweight='bold', **beside)
+        ax.text(.01, y[i]+.95, p_text(o.p_holm), color='#555555', **beside)
     ax.axvline(100*t.value[0], color='#555555', lw=.8, ls=':')
     left,right = horizontal_limits(t)
-    edge = .008*(right-left) # marks of what goes on beyond it
-    ax.plot(np.full(sum(100*t.low < left), left+edge), y[100*t.low < left], '<', color='#0072B2', ms=5)
-    ax.plot(np.full(sum(100*t.high > right), right-edge), y[100*t.high > right], '>', color='#0072B2', ms=5)
+    edge,below,above = .008*(right-left),100*t.low < left,100*t.high > right # where intervals leave the plot
+    ax.plot(np.full(below.sum(), left+edge), y[below], '<', color='#0072B2', ms=5)
+    ax.plot(np.full(above.sum(), right-edge), y[above], '>', color='#0072B2', ms=5)
     ax.set(yticks=y, xlim=(left, right), ylim=(y[-1]-.7, y[0]+1.6))
     ax.set_xlabel(f'{title(figure)} (%), 95 % interval from resampling patients; hollow: under {FEW} patients', size=8)
     ax.set_yticklabels(t.level, fontsize=8)
@@ -203,11 +197,10 @@ def plot_strata(
     return fig
 
 def p_text(p:float)->str:
-    "A p value of differences between strata"
-    text = f'= {p:.3f}'
-    if p < .001: text = '< 0.001'
-    if p > .999: text = '= 1'
-    return f'  p {text} (Holm)'
+    "How a p value of differences between strata is written; nan: not at all"
+    if np.isnan(p): return ''
+    if p < .001: return '  p < 0.001 (Holm)'
+    return '  p = 1 (Holm)' if p > .999 else f'  p = {p:.3f} (Holm)'
 
 def horizontal_limits(t:pd.DataFrame)->tuple:
     "Limits (%) that strata of many patients need"
@@ -217,18 +210,16 @@ def horizontal_limits(t:pd.DataFrame)->tuple:
     return (lo-.04*(hi-lo+1), hi+.04*(hi-lo+1)) if np.isfinite(lo) else (0, 100)
 
 # %% ../../nbs/api/evaluation/strata.ipynb #c82d009a
-def leaked_scans(
-    test:pd.DataFrame, # prediction table
-    split:pd.DataFrame, # split table: path, split, patient, and sha256 or duplicate_of
-)->np.ndarray: # (N,) bool
-    "Which test scans share a patient or a picture with training; raises `OctError` where the split does not hold them"
+def leaked_scans(test:pd.DataFrame, split:pd.DataFrame)->np.ndarray:
+    "Which scans (N,) share a patient or picture with training, by a split table; raises `OctError` where it lacks them"
     known = [c for c in ('duplicate_of', 'sha256') if c in split]
     pictures = picture(split.fillna(dict.fromkeys(known, ''))) if known else ''
     s = split.assign(picture=pictures, patient=split.patient.astype('string'))
     train = s[s.split == 'train']
     at = s.drop_duplicates('path').set_index('path').reindex(test.path)
     gone,advice = at.index[at.split.isna()],'give the split that this model was trained on.'
-    if len(gone): raise OctError(f'{len(gone)} of {len(test)} scans are not in the split table, first {gone[0]}: {advice}')
+    if len(gone): raise OctError(f'{len(gone)} of {len(test)} scans are not in the split table, '
+        f'first {gone[0]}: {advice}')
     if not len(train): raise OctError(f'The split table has no training scan: {advice}')
     return (at.patient.isin(train.patient.dropna()) | at.picture.isin(train.picture[train.picture != ''])).to_numpy()
 
@@ -243,10 +234,10 @@ def leak_gap(
     "What scans that training had met add to a figure, with Student's limits from the spread over draws of patients"
     df = check_predictions(test)
     leaked = leaked_scans(df, leaked) if isinstance(leaked, pd.DataFrame) else np.asarray(leaked)
-    if leaked.shape != (len(df),) or leaked.dtype != bool:
-        raise OctError(f'The mask of touched scans does not fit: give True or False for each of {len(df)} scans.')
-    if figure not in measures(df):
-        raise OctError(f'There is no figure {figure!r} for this table: choose one of {", ".join(measures(df))}.')
+    if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError('The mask of touched scans does not fit: '
+        f'give True or False for each of {len(df)} scans.')
+    if figure not in measures(df): raise OctError(f'There is no figure {figure!r} for this table: '
+        f'choose one of {", ".join(measures(df))}.')
     (hit,among,worst),who = measures(df)[figure],patients_of(df)
     sides = dict(all=among, clean=among & ~leaked, leaked=among & leaked)
     out = {k: share(hit, o, who, resamples, seed, worst) for k,o in sides.items()}
@@ -259,8 +250,8 @@ def leak_gap(
         out[name],o = with_limits(np.nan, 0, 0, n),out[side]
         if None in (o['value'], clean['value']): continue
         v,sd = o['value']-clean['value'],np.nanstd(draws[side]-draws['clean'])*few_patients(patients)
-        half = student.ppf(.975, max(patients-1, 1))*sd
-        if sd <= 1e-9: half = clean['high']-clean['low'] # no spread: what the limits of both leave open
-        if sd <= 1e-9 and name == 'lead': half = o['high']-o['low']+clean['high']-clean['low']
+        if sd > 1e-9: half = student.ppf(.975, max(patients-1, 1))*sd
+        elif side == 'all': half = clean['high']-clean['low'] # no spread: what the limits of both leave open
+        else: half = o['high']-o['low']+clean['high']-clean['low']
         out[name] = with_limits(v, max(-worst, v-half), min(worst, v+half), n)
     return out
