@@ -11,31 +11,25 @@ import json
 import numpy as np
 import pandas as pd
 
-import oct_classify.evaluation.figures as ev
-from oct_classify.evaluation.calibration import calibration
-from oct_classify.evaluation.figures import check_predictions, figures, imaginary, values
+from oct_classify.evaluation.bootstrap import over_blocks
+from oct_classify.evaluation.calibration import brier, calibration, nll
+from oct_classify.evaluation.figures import FiguresByWeight, check_predictions, figures, imaginary, patients_of, values
 
 CASES = ((64, 2.5), (64, 4.), (200, 2.5), (200, 4.), (600, 2.5), (600, 4.))
-
-
-def mean_scores(df):
-    "Brier score and negative log likelihood, by definition"
-    p, y = ev.probs(df), (df.label.to_numpy()[:, None] == np.array(ev.classes_of(df)))
-    return dict(brier=((p-y)**2).sum(1).mean(), nll=-np.log(p[y]).mean())
 
 
 def percentiles(df, resamples, seed):
     "{figure: (low, high)} of the percentile bootstrap"
     df = check_predictions(df)
-    who = ev.patients_of(df)
-    blocks = ev._over_blocks(ev._figures_of(df, who), who.max()+1, resamples, seed)
+    who = patients_of(df)
+    blocks = over_blocks(FiguresByWeight(df, who), who.max()+1, resamples, seed)
     with np.errstate(all='ignore'): return {m: np.nanquantile(np.concatenate([b[m] for b in blocks]), (.025, .975)) for m in blocks[0]}
 
 
 def case(patients, skill, studies, resamples):
     "Coverage of each figure, one row per figure"
     far = check_predictions(imaginary(200_000, skill, seed=99))
-    truth, got = values(far) | mean_scores(far), {}
+    truth, got = values(far) | dict(brier=brier(far), nll=nll(far)), {}
     for i in range(studies):
         df = imaginary(patients, skill, seed=[patients, int(10*skill), i])
         ours = figures(df, resamples, i) | {m: o for m, o in calibration(df, resamples, i).items() if m in ('brier', 'nll')}

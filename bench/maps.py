@@ -17,7 +17,7 @@ import numpy as np
 
 from oct_classify.core import *
 from oct_classify.data.scans import scan_table
-from oct_classify.evaluation.figures import share
+from oct_classify.evaluation.bootstrap import share
 from oct_classify.evaluation.heatmaps import *
 from oct_classify.phantoms.phantom import Phantom, _jpeg, phantom_folder
 from oct_classify.inference.model import OctModel

@@ -34,6 +34,7 @@ from .data.scans import *
 from .data.split import *
 from .evaluation.calibration import fit_temperature
 from .evaluation.comparison import delong, mcnemar, over_seeds, paired
+from .evaluation.decisions import check_prevalence
 from .evaluation.figures import *
 from .evaluation.strata import by_stratum, leak_gap, leaked_scans, scan_traits
 from .inference.bundle import *

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import *
+from .bootstrap import share
 from .figures import *
 from ..plotting import *
 from ..reporting.page import write_page

@@ -17,7 +17,7 @@ import pandas as pd
 from .bundle import *
 from ..core import *
 from ..data.scans import find_scans, load_table
-from ..evaluation.figures import share
+from ..evaluation.bootstrap import share
 from .model import OctModel, onnx_runtime
 from ..data.prepare import as_size, prepare_many
 

@@ -25,7 +25,7 @@ from ..data.split import SPLITS, SplitCheck
 from ..evaluation.calibration import calibration, plot_reliability
 from ..evaluation.comparison import plot_differences
 from ..evaluation.decisions import *
-from ..evaluation.decisions import _check_prevalence
+from ..evaluation.bootstrap import share
 from ..evaluation.errors import confusion_gallery, plot_top_losses, plot_typical
 from ..evaluation.figures import *
 from ..evaluation.strata import plot_strata
@@ -65,7 +65,7 @@ def decisions(
     seed:int=0, # of the resampling
 )->dict: # operating: list, abstention, sets
     "Thresholds fixed on validation and measured on test; raises `OctError` on no prevalence, or unequal classes"
-    if prevalence is not None: _check_prevalence(prevalence)
+    if prevalence is not None: check_prevalence(prevalence)
     if valid is None or not len(valid): return dict(operating=[], abstention=None, sets=None)
     test,valid = check_predictions(test),check_predictions(valid)
     kw = dict(resamples=resamples, seed=seed)
