@@ -72,7 +72,7 @@ def main():
     for b in a.bundle:
         m = OctModel.load(b)
         px, seen = [prepare_many(o, m.config['size'], m.config['view'])[0] for o in (files, like)]
-        for name, q in variants(px, seen).items(): rows.append(scores(m, q, files).assign(variant=name, recipe=m.config.get('preset'), bundle=str(b)))
+        for name, q in variants(px, seen).items(): rows.append(scores(m, q, files).assign(variant=name, recipe=m.config.get('recipe'), bundle=str(b)))
     df = pd.concat(rows, ignore_index=True)
     for (recipe, variant), g in df.groupby(['recipe', 'variant'], sort=False):
         f = figures(g.assign(patient=g.path))

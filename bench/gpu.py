@@ -184,7 +184,7 @@ def run_command(c, folder, options):
     if p.returncode: raise RuntimeError(p.stderr[-2000:])
     m = json.loads((out/'metrics.json').read_text())
     config = json.loads((out/'bundle/config.json').read_text())
-    return dict(options=' '.join(map(str, options)), seconds=round(seconds, 1), accuracy=round(m['test']['accuracy']['value'], 4), interval=[round(m['test']['accuracy'][k], 4) for k in ('low', 'high')], stages=m['seconds'], epochs=config['epochs'], precision=config['recipe']['precision'],
+    return dict(options=' '.join(map(str, options)), seconds=round(seconds, 1), accuracy=round(m['test']['accuracy']['value'], 4), interval=[round(m['test']['accuracy'][k], 4) for k in ('low', 'high')], stages=m['seconds'], epochs=config['epochs'], precision=config['options']['precision'],
         scans=m['scans'], data='OCT_DATA' if os.environ.get('OCT_DATA') else 'phantoms')
 
 

@@ -59,7 +59,7 @@ def main():
     for b in a.bundle:
         start, p, model = time.time(), test_scans(b), OctModel.load(b)
         t = shortcut_check(model, [a.data/o for o in p.path], p.label, p.patient, a.seed)
-        print(f"\n{b}: recipe {model.config.get('preset')}, {len(p)} scans of {p.patient.nunique()} patients, accuracy {as_text(figures(p)['accuracy'], 'accuracy')}; {time.time()-start:.0f} s\n\n{markdown(shortcut_text(t))}", flush=True)
+        print(f"\n{b}: recipe {model.config.get('recipe')}, {len(p)} scans of {p.patient.nunique()} patients, accuracy {as_text(figures(p)['accuracy'], 'accuracy')}; {time.time()-start:.0f} s\n\n{markdown(shortcut_text(t))}", flush=True)
         if a.out: pictures(p, a.data, model, t, make_dir(a.out/b.parent.name))
 
 

@@ -232,7 +232,7 @@ def test_two_processes(tmp_path, offline):
         rows.append(pd.read_csv(tmp_path/'out/history.csv').iloc[-1])
         configs.append(json.loads((tmp_path/'out/bundle/config.json').read_text()))
         (tmp_path/'out/bundle/config.json').unlink()
-    assert [(c['processes'], c['recipe']['bs']) for c in configs] == [(1, 32), (2, 32)]
+    assert [(c['processes'], c['options']['bs']) for c in configs] == [(1, 32), (2, 32)]
     print('one process:', rows[0].to_dict(), 'two:', rows[1].to_dict())
     assert abs(rows[0].train_loss-rows[1].train_loss) < .15 and abs(rows[0].valid_loss-rows[1].valid_loss) < .6 # two seeds differ by as much
 

@@ -377,7 +377,7 @@ def _choice(c, r):
 
 def _about_training(c):
     "Facts on how it was trained, from a bundle's configuration"
-    r = c['recipe'] if isinstance(c.get('recipe'), dict) else None
+    r = c.get('options')
     if r is None: return _known(seed=c.get('seed'))
     from oct_classify.inference.bundle import RESEARCH_USE, course
     return _known(course=course(c), settings=_settings(c, r), seed=c.get('seed'), chosen=_choice(c, r), urgent_default=(c.get('thresholds') or {}).get('urgent'), use=RESEARCH_USE)

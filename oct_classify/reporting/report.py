@@ -190,7 +190,7 @@ def made_with(
         ('split', f"policy {m['policy']}; " + ', '.join(f'{k} {v:,}' for k,v in m['scans'].items()) + f"; table {m['table'][:12]}"),
         ('time', f"{total:.0f} seconds in all, {m['seconds']['train']:.0f} of them training, on {m['hardware']}"),
         ('versions', ', '.join(f'{k} {v}' for k,v in m['versions'].items()))]
-    return [('recipe', c.get('preset'))]*bool(c.get('preset')) + made
+    return [('recipe', c.get('recipe'))]*bool(c.get('recipe')) + made
 
 # %% ../../nbs/api/reporting/report.ipynb #2646b58f
 def difference_text(o:dict)->str:
