@@ -34,9 +34,9 @@ from gpu import clocked_rate, our_learner, rate, sync
 from oct_classify.core import CLASSES, quiet
 from oct_classify.data.prepare import placed, prepare_many
 from oct_classify.data.scans import scan_table
-from oct_classify.inference.bundle import save_bundle
-from oct_classify.inference.model import OctModel, onnx_runtime
-from oct_classify.inference.onnx import write_int8
+from oct_classify.inference.bundle import add_int8, save_bundle
+from oct_classify.inference.model import OctModel
+from oct_classify.inference.onnx import onnx_runtime
 from oct_classify.inference.ood import fit_inputs, traits
 from oct_classify.phantoms.phantom import phantom_folder
 from oct_classify.training.network import FALLBACK, network
@@ -124,7 +124,7 @@ def serving_bundle(folder, files, arch='resnet50', size=224):
     net, px = network(arch, size=size), np.stack([p for p, _ in seen])
     with torch.no_grad(): f = net.eval().pool(net.body(net.pixels(torch.from_numpy(px)))).numpy()
     b = save_bundle(Path(folder)/'bundle', net, config, inputs=fit_inputs(np.stack([traits(*o) for o in seen]), f), onnx=True)
-    write_int8(b, px[:32])
+    add_int8(b, px[:32])
     return b
 
 

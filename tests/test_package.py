@@ -72,7 +72,7 @@ def test_a_network_that_can_not_be_written_as_onnx_still_gets_its_bundle(tmp_pat
 def left_behind(tmp_path, first):
     "What a first use of ONNX Runtime leaves below the home folder of whoever runs it, outside of CI, where it reports nothing by itself"
     env = {k: v for k, v in os.environ.items() if k not in ('CI', 'GITHUB_ACTIONS', 'TF_BUILD', 'ORT_DISABLE_TELEMETRY', 'XDG_CACHE_HOME') and not k.startswith('PYTEST')}
-    subprocess.run([sys.executable, '-c', f'from oct_classify.inference.model import onnx_runtime; {first}.InferenceSession'], check=True, env=env | dict(HOME=str(tmp_path), https_proxy='http://127.0.0.1:9'))
+    subprocess.run([sys.executable, '-c', f'from oct_classify.inference.onnx import onnx_runtime; {first}.InferenceSession'], check=True, env=env | dict(HOME=str(tmp_path), https_proxy='http://127.0.0.1:9'))
     return [p.name for p in tmp_path.rglob('*') if p.is_file()]
 
 

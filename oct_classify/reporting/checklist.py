@@ -112,14 +112,14 @@ def model_facts(c:dict)->dict:
 
 def training_facts(c:dict)->dict:
     "Facts on how it was trained, from a bundle's configuration"
-    recipe,epochs = c.get('recipe'),c.get('epochs')
-    if not isinstance(recipe, dict): return _known(seed=c.get('seed'))
+    options,epochs = c.get('options'),c.get('epochs')
+    if options is None: return _known(seed=c.get('seed'))
     from oct_classify.inference.bundle import RESEARCH_USE, course
-    choice = 'best' if recipe.get('best') else 'last'
+    choice = 'best' if options.get('best') else 'last'
     facts = _known(course=course(c), balance=c.get('balance'), seed=c.get('seed'), use=RESEARCH_USE,
         choice='head' if epochs == 0 else choice, urgent_default=(c.get('thresholds') or {}).get('urgent'))
     if not epochs: return facts
-    changes = ', '.join(k for k,strength in (recipe.get('augment') or {}).items() if strength)
+    changes = ', '.join(k for k,strength in (options.get('augment') or {}).items() if strength)
     return facts | _known(batch_size=c.get('bs'), rate=f'{c["lr"]:g}' if c.get('lr') else None, augmentations=changes)
 
 # %% ../../nbs/api/reporting/checklist.ipynb #5a9903e3

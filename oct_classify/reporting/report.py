@@ -313,7 +313,7 @@ def made_with(m:dict, config:dict)->list: # (what, value) pairs
     c,seconds = config,m['seconds']
     scans = ', '.join(f'{k} {n:,}' for k,n in m['scans'].items())
     fitted = f"temperature {c['temperature']:.2f}, fitted on validation scans"
-    made = dict(recipe=c.get('preset'), network=network_name(c),
+    made = dict(recipe=c.get('recipe'), network=network_name(c),
         training=f"{course(c)}; {c['balance']}; seed {c['seed']}",
         calibration=fitted if c.get('calibrated') else 'none: too few validation scans',
         split=f"policy {m['policy']}; {scans}; table {m['table'][:12]}",
