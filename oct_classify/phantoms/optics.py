@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/phantoms/optics.html.md"""
 
 # %% auto #0
 __all__ = ['f4', 'SIDE', 'uniform', 'bell', 'hill', 'plateau', 'wave', 'blurred', 'speckle', 'looks', 'tissue_noise', 'grain',
-           'soften', 'falloff', 'averaged', 'detector_noise', 'expose', 'light', 'borders']
+           'soften', 'falloff', 'detector_noise', 'expose', 'light', 'borders']
 
 # %% ../../nbs/api/phantoms/optics.ipynb #da61c65d
 from functools import lru_cache
@@ -119,13 +119,9 @@ def grain(
     return tissue_noise()[row,column]
 
 # %% ../../nbs/api/phantoms/optics.ipynb #824d1f66
-def soften(
-    img:np.ndarray, # (H, W) float32, changed in place
-    rows:int, # passes in depth
-    cols:int, # passes across
-):
-    "Blur by the weights 1, 2, 1: finite resolution"
-    for a in [img.T]*rows + [img]*cols:
+def soften(img:np.ndarray, passes:tuple):
+    "Blur `img` (H, W) float32 in place by the weights 1, 2, 1, so many `passes` in depth and across: finite resolution"
+    for a in [img.T]*passes[0] + [img]*passes[1]:
         sides = (a[:,:-2]+a[:,2:])*f4(.25)
         a[:,1:-1] *= f4(.5)
         a[:,1:-1] += sides
@@ -138,13 +134,8 @@ def falloff(rng, shape):
     rows = 1-uniform(rng, 0, .35)*np.abs(y-uniform(rng, .2, .6))
     return rows.astype(f4)[:,None], 1-uniform(rng, 0, .45)*off*off
 
-def averaged(
-    rng, # numpy generator
-    frames:int, # that one pixel of `speckle` averages
-    below:int, # fewer windows than that are averaged in a scan of 496 rows
-    shape:tuple, # height and width in pixels
-)->np.ndarray: # (H, W) float32, mean about 1
-    "Speckle of several exposures: of more in a thumbnail, whose pixels stand for several"
+def _averaged(rng, frames, below, shape):
+    "Speckle, the mean of fewer than `below` windows; of more in a thumbnail, whose pixels stand for several"
     field = speckle(3, 1, frames, 1-(-max(shape)//SIDE))
     n = rng.integers(1, below)*max(1, (496/shape[0])*(496/shape[0]))
     return looks(rng, field, int(min(16, n)), *shape)
@@ -152,7 +143,7 @@ def averaged(
 def detector_noise(rng, shape):
     "What the detector adds (H, W), less the scanner's estimate of it"
     floor = uniform(rng, .05, .095) if rng.random() < .8 else uniform(rng, .09, .16) # as displayed
-    n = averaged(rng, 2, 3, shape)
+    n = _averaged(rng, 2, 3, shape)
     n -= f4(uniform(rng, .25, .7))
     deep = 1-uniform(rng, -.3, .75)*np.arange(shape[0])/shape[0]
     n *= (floor*floor*floor*floor*deep).astype(f4)[:,None]
@@ -177,7 +168,7 @@ def light(
     img *= rows
     img *= (columns*shade.clip(.15)).astype(f4)
     contrast = f4(uniform(rng, .75, 1))
-    grains = averaged(rng, 3, 5, img.shape)
+    grains = _averaged(rng, 3, 5, img.shape)
     grains *= contrast
     grains += 1-contrast
     img *= grains
