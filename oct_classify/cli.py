@@ -39,7 +39,7 @@ from .evaluation.strata import leak_gap, leaked_scans
 # %% ../nbs/api/cli.ipynb #af3ed7a1
 def _doubtful(df):
     "Sentences on test scans whose figure is not worth what it seems"
-    return within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))
+    return [str(o) for o in within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))]
 
 def split_stage(
     table, # scan table
@@ -633,7 +633,7 @@ def _audit(data, out, test, strict, classes=CLASSES, engine=None, address=None, 
     if engine and Path(data).is_dir():
         from oct_classify.inference.scale import scan_table_ray
         scan_table_ray(data, make_dir(out)/'scans.parquet', classes=classes, look=look, address=address, workers=workers)
-    f = audit(data, out, test, classes)
+    f = audit(data, out, classes)
     told = plural(f['scans'], 'scan') + (f" of {plural(f['patients'], 'patient')}." if f['patients'] else '; no patient is known.') + (f" {f['exact']:,} exact and {plural(f['near'], 'near duplicate')}, {plural(f['conflicts'], 'picture')} under two classes, {plural(f['unusable'], 'file')} that can't be used." if 'exact' in f else '')
     for line in (told, *f['bias'], *f.get('doubts', []), f"Report: {Path(out)/'audit.html'}"): say(line)
     if strict and f['bias']: raise CheckFailed(f"The test would be biased ({plural(len(f['bias']), 'finding')}): read {Path(out)/'audit.html'}.")

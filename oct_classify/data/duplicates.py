@@ -192,7 +192,8 @@ def _prove(t, root, todo, workers):
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
         while len(todo):
             now,left = todo[:256],todo[256:]
-            now = now.assign(**dict(zip(('score', 'way'), zip(*ex.map(score, now.itertuples())))))
+            scores,ways = zip(*ex.map(score, now.itertuples()))
+            now = now.assign(score=scores, way=ways)
             proved = pd.concat([proved, now[now.score >= MATCH]])
             c = linked(len(t), proved.i, proved.j)
             left = left[c[left.i] != c[left.j]]
