@@ -6,10 +6,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/audit.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'UNKNOWN_SHARE', 'block_sums', 'statistics', 'look', 'unknown_by_side', 'unknown_sides', 'counts',
-           'usable', 'leaks', 'touched', 'conflicts', 'misnamed', 'flags', 'balanced_accuracy', 'prepared_statistics',
-           'shortcuts', 'plot_class', 'plot_means', 'plot_statistics', 'plot_patients', 'plot_shortcuts', 'plot_pairs',
-           'plot_conflicts', 'Finding', 'within_test', 'bias', 'remarks', 'findings', 'kept_duplicates', 'examine',
-           'write_audit', 'audit']
+           'usable', 'leaks', 'touched', 'conflicts', 'misnamed', 'flags', 'balanced_accuracy', 'shortcuts',
+           'plot_class', 'plot_means', 'plot_statistics', 'plot_patients', 'plot_shortcuts', 'Finding', 'within_test',
+           'bias', 'remarks', 'findings', 'examine', 'audit']
 
 # %% ../../nbs/api/data/audit.ipynb #97953348
 import json, os, shutil
@@ -94,8 +93,7 @@ def counts(t:pd.DataFrame)->dict:
         scans=len(t),
         classes=t.label.value_counts().sort_index().to_dict(),
         folders=t.folder.replace('', 'no folder').value_counts().to_dict(),
-        patients=len(eyes),
-        unknown_patients=int(t.patient.isna().sum()),
+        patients=len(eyes), unknown_patients=int(t.patient.isna().sum()),
         unknown_by_side=unknown_by_side(t),
         scans_per_patient=dict(zip(('median', 'p90', 'most'), map(int, quantiles))),
         several_classes=int((eyes['nunique'] > 1).sum()))
@@ -179,12 +177,8 @@ def balanced_accuracy(
     return float((right/of).mean()), *map(float, np.quantile(drawn, [.025, .975]))
 
 # %% ../../nbs/api/data/audit.ipynb #4d2b7cf1
-def prepared_statistics(
-    path, # of a scan
-    size, # what `prepare` makes of it
-    view:str, # one of `VIEWS`
-)->dict: # {} where the scan is gone
-    "`statistics` of the pixels that a network sees"
+def _prepared_statistics(path, size, view):
+    "`statistics` of the pixels that a network sees; {} where the scan is gone"
     try: px = prepare(path, size, view)
     except OctError: return {}
     return statistics(px) | dict(width=px.shape[1], height=px.shape[0])
@@ -199,7 +193,7 @@ def shortcuts(
     t = usable(table.assign(group=components(table)))
     if len(t) > 4000: t = t.groupby('label').sample(frac=4000/len(t), random_state=0)
     with ThreadPoolExecutor() as ex:
-        each = ex.map(lambda p: prepared_statistics(Path(root)/p, size, view), t.path)
+        each = ex.map(lambda p: _prepared_statistics(Path(root)/p, size, view), t.path)
         after = pd.DataFrame(list(progress(each, len(t), 'Measuring prepared scans')), index=t.index)
     one,group,y = sum(FAMILIES.values(), ()),t.group.to_numpy(),t.label.to_numpy()
     sets = dict(all=one, frame=FAMILIES['geometry']+FAMILIES['border']) | FAMILIES | {k: (k,) for k in one}
@@ -232,12 +226,8 @@ def plot_means(t, root)->Figure:
         paths = [Path(root)/p for p in o.sample(min(200, len(o)), random_state=0).path]
         px,whys = prepare_many(paths, (124, 128), 'whole', desc=f'Averaging {label}')
         means.append(px[[not w for w in whys]].mean(0))
-    fig = Figure(figsize=(9.6, 2.4), layout='constrained')
-    for ax,label,mean in zip(fig.subplots(1, len(classes), squeeze=False)[0], classes, means):
-        ax.imshow(mean, cmap='gray', vmin=0, vmax=np.max(means))
-        ax.set_title(label, color=colour(label), fontsize=10)
-        ax.axis('off')
-    return fig
+    bright = (np.stack(means)*(255/np.max(means))).astype(np.uint8)
+    return contact_sheet(bright, classes, map(colour, classes), len(classes), height=1.85)
 
 # %% ../../nbs/api/data/audit.ipynb #3824ea76
 _UNITS = dict(
@@ -253,14 +243,10 @@ def plot_statistics(t)->Figure:
         boxes = ax.boxplot([o[k] for o in classes.values()], whis=(5, 95), showfliers=False, widths=.65,
             patch_artist=True, medianprops=dict(color='white'))['boxes']
         for box,label in zip(boxes, classes): box.set(facecolor=colour(label), edgecolor=colour(label))
-        ax.set(xticks=[])
-        ax.set_title(k, fontsize=10)
-        ax.set_ylabel(unit, fontsize=8.5)
-        ax.tick_params(labelsize=8)
+        ax.set(xticks=[], title=k, ylabel=unit)
         ax.spines[['top', 'right']].set_visible(False)
     key.axis('off')
-    names = [f'{label}, n = {len(o):,}' for label,o in classes.items()]
-    key.legend(boxes, names, loc='center', frameon=False, fontsize=9)
+    key.legend(boxes, [f'{label}, n = {len(o):,}' for label,o in classes.items()], loc='center', frameon=False)
     return fig
 
 def plot_patients(t)->Figure|None:
@@ -296,16 +282,12 @@ def plot_shortcuts(s)->Figure|None:
 
 # %% ../../nbs/api/data/audit.ipynb #396787b4
 def _plot_files(files, root, labels):
-    "Files with path, label and a note above each, of pairs (path, note); None where there is none"
-    if not len(files): return None
+    "Pairs (path, note) of `files` as pictures, with the class by path in `labels`; None where there is none"
+    if not files: return None
     captions = [f'{"/".join(PurePosixPath(p).parts[-3:])[:42]}\n{labels[p]}{note}' for p,note in files]
     return contact_sheet([Path(root)/p for p,_ in files], captions, [colour(labels[p]) for p,_ in files], height=1.85)
 
-def plot_pairs(
-    pairs, # of `find_duplicates`
-    root, # folder that their paths are relative to
-    labels:pd.Series, # class by path
-)->Figure|None:
+def _plot_pairs(pairs, root, labels):
     "Up to six pairs of files that show the same picture, side by side"
     files = []
     for r in pairs[:6].itertuples():
@@ -313,27 +295,17 @@ def plot_pairs(
         files += [(r.path, ''), (r.twin, f'{note}, {r.way}' if r.way else note)]
     return _plot_files(files, root, labels)
 
-def plot_conflicts(
-    c, # of `conflicts`
-    root, # folder that its paths are relative to
-    labels:pd.Series, # class by path
-)->Figure|None:
-    "Of up to six pictures under two classes, one file of either"
-    two = c.drop_duplicates(['picture', 'label']).groupby('picture').head(2)[:12]
-    return _plot_files([(p, '') for p in two.path], root, labels)
-
 # %% ../../nbs/api/data/audit.ipynb #1051ad50
 @dataclass(frozen=True)
 class Finding:
     "What would bias a test, or what a person should look at; as text, a sentence that says what to do"
     kind:str # leak, test conflict, test duplicate; conflict, misnamed, unknown patients
-    count:int # patients or pictures shared in a leak; else scans, pictures or files
+    count:int # patients or pictures that leak; else scans, pictures or files
     of:int=0 # test scans there are
-    example:str='' # path of one
-    what:str='' # what a leak shares: patients or pictures
-    places:tuple=() # with which folders: (folder, how many, test scans)
-    touched:int=0 # test scans known through leaks of all kinds; in the last of them
-    note:str='' # of unknown patients
+    example:str='' # path of one; of unknown patients, what can't be seen
+    leak:str='' # patients or pictures
+    places:tuple=() # where these are besides test: (folder, how many, test scans)
+    touched:int=0 # test scans known through all leaks; in the last of them
 
     @property
     def biases(self)->bool:
@@ -341,23 +313,21 @@ class Finding:
         return self.kind in ('leak', 'test conflict', 'test duplicate')
 
     def __str__(self):
-        n,of,example,what = self.count,self.of,self.example,self.what[:-1]
+        n,of,example = self.count,self.of,self.example
         s = 's' if n == 1 else '' # of verbs
-        lie,tests = 'lie'+s,f'{plural(n, "test scan")} of {of:,}'
-        shared = [f'{plural(k, what)} with {folder} ({m:,} of {of:,} test scans)' for folder,k,m in self.places]
-        leak = f'The test folder shares {" and ".join(shared)}: train with --policy clean.'
-        if self.touched:
-            known = f'{plural(self.touched, "test scan")} of {of:,} ({self.touched/of:.0%})'
-            leak += f' In all, {known} can be known from training.'
+        tests = f'{plural(n, "test scan")} of {of:,}'
+        known = f'{plural(self.touched, "test scan")} of {of:,} ({self.touched/max(of, 1):.0%})'
+        shared = [f'{plural(k, self.leak[:-1])} with {folder} ({m:,} of {of:,} test scans)' for folder,k,m in self.places]
         return {
-            'leak': leak,
-            'test conflict': f'{tests} also {lie} under another class, e.g. {example}: find out which label is right.',
+            'leak': f'The test folder shares {" and ".join(shared)}: train with --policy clean.'
+                + (f' In all, {known} can be known from training.' if self.touched else ''),
+            'test conflict': f'{tests} also lie{s} under another class, e.g. {example}: find out which label is right.',
             'test duplicate': f'{tests} repeat{s} another and count{s} twice: remove the duplicates.',
-            'conflict': f'{plural(n, "picture")} outside the test {lie} under two classes, e.g. {example}: '
+            'conflict': f'{plural(n, "picture")} outside the test lie{s} under two classes, e.g. {example}: '
                 '--policy clean leaves them out.',
             'misnamed': f'{plural(n, "file")} bear{s} another class in the name than in the folder, e.g. {example}: '
                 'left out, until somebody finds out which is right.',
-            'unknown patients': self.note}[self.kind]
+            'unknown patients': example}[self.kind]
 
 def within_test(table:pd.DataFrame)->list:
     "A `Finding` each if test scans bear two labels or repeat one another"
@@ -379,7 +349,7 @@ def bias(table:pd.DataFrame)->list:
         o = found[found.what == what]
         places = tuple(zip(o.other, o.shared, o.scans))
         known = touched(table) if what == kinds[-1] else 0
-        out.append(Finding('leak', int(o.shared.sum()), n, what=what, places=places, touched=known))
+        out.append(Finding('leak', int(o.shared.sum()), n, leak=what, places=places, touched=known))
     return out + within_test(table)
 
 def remarks(table:pd.DataFrame)->list:
@@ -389,8 +359,9 @@ def remarks(table:pd.DataFrame)->list:
     apart = c[~c.picture.isin(at_test)]
     if len(apart): out.append(Finding('conflict', apart.picture.nunique(), example=' and '.join(apart.path[:2])))
     if len(m): out.append(Finding('misnamed', len(m), example=m.path.iloc[0]))
-    note = unknown_patients(table)
-    return out + [Finding('unknown patients', int(table.patient.isna().sum()), note=note)]*bool(note)
+    unknown = int(table.patient.isna().sum())
+    if unknown: out.append(Finding('unknown patients', unknown, example=unknown_patients(table)))
+    return out
 
 def findings(
     table, # scan table of `examine`
@@ -400,29 +371,20 @@ def findings(
     "All figures of the audit, as `audit.json` holds them"
     size = table[table.width > 0].groupby(['width', 'height']).size().sort_values(ascending=False)
     return counts(table) | dict(
-        version=which_version(table),
-        unusable=int((table.error != '').sum()),
+        version=which_version(table), unusable=int((table.error != '').sum()),
         sizes={f'{w}x{h}': int(k) for (w,h),k in size.items()},
-        exact=int((pairs.kind == 'exact').sum()),
-        near=int((pairs.kind == 'near').sum()),
+        exact=int((pairs.kind == 'exact').sum()), near=int((pairs.kind == 'near').sum()),
         pictures_across_folders=int((table.groupby(picture(table)).folder.nunique() > 1).sum()),
-        conflicts=int(conflicts(table).picture.nunique()),
-        misnamed=len(misnamed(table)),
-        leaks=leaks(table).to_dict('records'),
-        test_scans_touched=touched(table),
+        conflicts=int(conflicts(table).picture.nunique()), misnamed=len(misnamed(table)),
+        leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table),
         shortcuts=short.to_dict('records'),
-        bias=[str(o) for o in bias(table)],
-        doubts=[str(o) for o in remarks(table)])
+        bias=[str(o) for o in bias(table)], doubts=[str(o) for o in remarks(table)])
 
 # %% ../../nbs/api/data/audit.ipynb #84310742
-def kept_duplicates(
-    table, # scan table
-    data, # folder that its paths are relative to
-    file, # parquet file that keeps them
-)->pd.DataFrame:
-    "`find_duplicates`, looked for anew where the table has changed"
-    key = pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum()
-    key = f'{key} {SCHEMA} {RADIUS} {TOTAL} {MATCH}'
+def _kept_duplicates(table, data, file):
+    "`find_duplicates`, kept in `file` as long as nothing has changed"
+    contents = pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum()
+    key = f'{contents} {SCHEMA} {RADIUS} {TOTAL} {MATCH}'
     try:
         pairs = load_table(file)
         if pairs.attrs.get('table') == key: return pairs
@@ -441,7 +403,7 @@ def examine(
     file,downloaded = Path(out)/'scans.parquet',Path(data)/'scans.parquet'
     if not file.exists() and downloaded.exists(): shutil.copy2(downloaded, file)
     table = kept_table(data, file, classes, look)
-    pairs = kept_duplicates(table, data, Path(out)/'duplicates.parquet')
+    pairs = _kept_duplicates(table, data, Path(out)/'duplicates.parquet')
     table['duplicate_of'] = duplicate_of(table, pairs)
     table['flags'] = flags(table)
     stamp = file.stat().st_mtime # when reading began
@@ -454,22 +416,16 @@ def examine(
     return table, pairs
 
 # %% ../../nbs/api/data/audit.ipynb #96fe7074
-def write_audit(
-    path, # HTML file
-    table, # scan table of `examine`
-    pairs, # of `find_duplicates`
-    short, # of `shortcuts`
-    f:dict, # of `findings`
-    data, # folder of scans
-):
-    "Write the report of a folder as one HTML page; raises `OctError` where the disk refuses"
+def _write_page(path, table, pairs, short, f, data):
+    "The report of a folder as one HTML page"
     t,c,labels = usable(table),conflicts(table),table.set_index('path').label
     rest = pairs[~pairs.path.isin(c.path)].sort_values('kind', ascending=False)
+    two = c.drop_duplicates(['picture', 'label']).groupby('picture').path.head(2)[:12] # one file of either class
     size = t.width.astype(str)+'x'+t.height.astype(str)
     sizes = pd.crosstab(size.where(size.isin(size.value_counts().index[:8]), 'other'), t.label)
     images = dict(
         patients=plot_patients(table), means=plot_means(t, data), statistics=plot_statistics(t),
-        pairs=plot_pairs(rest, data, labels), conflicts=plot_conflicts(c, data, labels),
+        pairs=_plot_pairs(rest, data, labels), conflicts=_plot_files([(p, '') for p in two], data, labels),
         shortcuts=plot_shortcuts(short))
     write_page(path, 'audit.html.j2', f'Audit of {Path(data).resolve().name}',
         f=f, plural=plural, vouched=unknown_sides(f), families=['all', 'frame', *FAMILIES], pairs=len(rest),
@@ -494,6 +450,6 @@ def audit(
             f'folder; the first, {table.path[0]}: {table.error[0]}')
     short = shortcuts(table, data)
     f = findings(table, pairs, short)
-    write_audit(out/'audit.html', table, pairs, short, f, data)
+    _write_page(out/'audit.html', table, pairs, short, f, data)
     with atomic_write(out/'audit.json') as o: o.write(json.dumps(f, indent=1)+'\n')
     return f
