@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/audit.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'UNKNOWN_SHARE', 'block_sums', 'statistics', 'look', 'unknown_by_side', 'unknown_sides', 'counts',
-           'usable', 'leaks', 'touched', 'conflicts', 'misnamed', 'flags', 'balanced_accuracy', 'shortcuts',
+           'usable', 'leaks', 'leaking', 'touched', 'conflicts', 'misnamed', 'flags', 'balanced_accuracy', 'shortcuts',
            'plot_class', 'plot_means', 'plot_statistics', 'plot_patients', 'plot_shortcuts', 'Finding', 'within_test',
            'bias', 'remarks', 'findings', 'examine', 'audit']
 
@@ -58,8 +58,7 @@ def statistics(grey:np.ndarray)->dict:
         band=light @ np.linspace(0, 1, len(m))/light.sum(),
         white=white.mean(), white_top=white[0].mean(), white_bottom=white[-1].mean(),
         white_left=white[:,0].mean(), white_right=white[:,-1].mean(),
-        background=m[dark].mean() if dark.any() else 0,
-        noise=np.median(sd[dark]) if dark.any() else 0,
+        background=m[dark].mean() if dark.any() else 0, noise=np.median(sd[dark]) if dark.any() else 0,
         brightness=inside.mean(), contrast=inside.std(),
         speckle=np.median(sd[bright]/(m[bright]+1)) if bright.any() else 0)
     return {k: float(v) for k,v in out.items()}
@@ -88,14 +87,13 @@ def unknown_sides(f:dict)->str:
 def counts(t:pd.DataFrame)->dict:
     "Scans by class, folder and patient (median, 90 % quantile, most); patients that are unknown or in several classes"
     eyes = t.groupby('patient').label.agg(['size', 'nunique'])
-    quantiles = (eyes['size'].median(), eyes['size'].quantile(.9), eyes['size'].max()) if len(eyes) else (0, 0, 0)
+    quantiles = eyes['size'].quantile([.5, .9, 1]).fillna(0).astype(int)
     return dict(
         scans=len(t),
         classes=t.label.value_counts().sort_index().to_dict(),
         folders=t.folder.replace('', 'no folder').value_counts().to_dict(),
-        patients=len(eyes), unknown_patients=int(t.patient.isna().sum()),
-        unknown_by_side=unknown_by_side(t),
-        scans_per_patient=dict(zip(('median', 'p90', 'most'), map(int, quantiles))),
+        patients=len(eyes), unknown_patients=int(t.patient.isna().sum()), unknown_by_side=unknown_by_side(t),
+        scans_per_patient=dict(zip(('median', 'p90', 'most'), quantiles.tolist())),
         several_classes=int((eyes['nunique'] > 1).sum()))
 
 # %% ../../nbs/api/data/audit.ipynb #7807b648
@@ -116,11 +114,16 @@ def leaks(table:pd.DataFrame)->pd.DataFrame:
             rows.append((what, pair[0], pair[1] or 'no folder', len(both), *scans))
     return pd.DataFrame(rows, columns=['what', 'side', 'other', 'shared', 'scans', 'other_scans'])
 
-def touched(table:pd.DataFrame)->int:
-    "Usable test scans that share patient or picture, directly or in a chain, with a usable scan of another folder"
+def leaking(table:pd.DataFrame)->pd.Series:
+    "Which usable scans share patient or picture, directly or in a chain, with a usable one across the test's border?"
     t = usable(table)
-    group,test = components(t),(t.folder == 'test').to_numpy()
-    return int(np.isin(group[test], group[~test]).sum())
+    group,test = components(t),t.folder == 'test'
+    both = test.groupby(group).transform('any') & (~test).groupby(group).transform('any')
+    return both.reindex(table.index, fill_value=False)
+
+def touched(table:pd.DataFrame)->int:
+    "How many test scans leak"
+    return int((leaking(table) & (table.folder == 'test')).sum())
 
 # %% ../../nbs/api/data/audit.ipynb #5fd0bee6
 def conflicts(table:pd.DataFrame)->pd.DataFrame:
@@ -135,15 +138,12 @@ def misnamed(table:pd.DataFrame)->pd.DataFrame:
 
 def flags(table:pd.DataFrame)->pd.Series:
     "What is held against each scan of a table with `duplicate_of`: words divided by commas, '' where nothing is"
-    t = usable(table)
-    group,test = pd.Series(components(t), t.index),t.folder == 'test'
-    leak = test.groupby(group).transform('any') & (~test).groupby(group).transform('any')
     marks = {
         'unusable': table.error != '',
         'misnamed': table.index.isin(misnamed(table).index),
         'duplicate': table.duplicate_of != '',
         'conflict': table.path.isin(conflicts(table).path),
-        'leak': leak.reindex(table.index, fill_value=False),
+        'leak': leaking(table),
         'several classes': table.patient.notna() & (table.groupby('patient').label.transform('nunique') > 1)}
     return pd.DataFrame({k: np.where(v, k+',', '') for k,v in marks.items()}, table.index).sum(axis=1).str.rstrip(',')
 
@@ -160,21 +160,12 @@ def _held_out(x, y, group, seed):
     folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     return cross_val_predict(forest, x, y, groups=group, cv=folds)
 
-def balanced_accuracy(
-    y, # true classes (N,)
-    predicted, # (N,)
-    group, # (N,) what is resampled
-)->tuple: # value, and the limits of its 95 % interval
-    "Mean sensitivity over classes, with a bootstrap interval over groups"
-    classes,code = np.unique(y, return_inverse=True)
-    g = np.unique(group, return_inverse=True)[1]
-    sums = np.zeros((g.max()+1, 2, len(classes))) # of each group and class: scans told right, all scans
-    np.add.at(sums[:,0], (g, code), np.asarray(y) == np.asarray(predicted))
-    np.add.at(sums[:,1], (g, code), 1)
-    right,of = resampled(sums.reshape(len(sums), -1), 1000).reshape(1000, 2, -1).transpose(1, 0, 2)
-    with np.errstate(invalid='ignore'): drawn = np.nanmean(right/of, 1)
-    right,of = sums.sum(0)
-    return float((right/of).mean()), *map(float, np.quantile(drawn, [.025, .975]))
+def balanced_accuracy(y, predicted, group)->tuple:
+    "Mean sensitivity over the classes `y` (N,), and the limits of its 95 % interval, from resampling groups"
+    right,of = pd.crosstab(group, y, y == predicted, aggfunc='sum').fillna(0),pd.crosstab(group, y)
+    draws = resampled(np.hstack([right, of]).astype(float), 1000).reshape(1000, 2, -1)
+    with np.errstate(invalid='ignore'): draws = np.nanmean(draws[:,0]/draws[:,1], 1)
+    return float((right.sum()/of.sum()).mean()), *map(float, np.quantile(draws, [.025, .975]))
 
 # %% ../../nbs/api/data/audit.ipynb #4d2b7cf1
 def _prepared_statistics(path, size, view):
@@ -205,13 +196,8 @@ def shortcuts(
     return pd.DataFrame(rows, columns=['statistics', 'stage', 'value', 'low', 'high', 'chance', 'n'])
 
 # %% ../../nbs/api/data/audit.ipynb #3c036538
-def plot_class(
-    t, # scan table
-    root, # folder that its paths are relative to
-    label:str, # class
-    n:int=8, # scans, at most
-)->Figure:
-    "A contact sheet of usable scans of one class, each of another patient where there are enough"
+def plot_class(t, root, label:str, n:int=8)->Figure:
+    "Up to `n` usable scans of a class, drawn by lot from the scan table of `root`, of as many patients as there are"
     o = t[(t.label == label) & (t.error == '')].sample(frac=1, random_state=1)
     again = o.patient.duplicated() & o.patient.notna()
     o = pd.concat([o[~again], o[again]])[:n]
@@ -224,7 +210,7 @@ def plot_means(t, root)->Figure:
     means = []
     for label,o in classes.items():
         paths = [Path(root)/p for p in o.sample(min(200, len(o)), random_state=0).path]
-        px,whys = prepare_many(paths, (124, 128), 'whole', desc=f'Averaging {label}')
+        px,whys = prepare_many(paths, (124, 128), 'whole')
         means.append(px[[not w for w in whys]].mean(0))
     bright = (np.stack(means)*(255/np.max(means))).astype(np.uint8)
     return contact_sheet(bright, classes, map(colour, classes), len(classes), height=1.85)
@@ -280,7 +266,6 @@ def plot_shortcuts(s)->Figure|None:
     ax.legend(fontsize=7.5, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=3)
     return fig
 
-# %% ../../nbs/api/data/audit.ipynb #396787b4
 def _plot_files(files, root, labels):
     "Pairs (path, note) of `files` as pictures, with the class by path in `labels`; None where there is none"
     if not files: return None
@@ -299,7 +284,8 @@ def _plot_pairs(pairs, root, labels):
 @dataclass(frozen=True)
 class Finding:
     "What would bias a test, or what a person should look at; as text, a sentence that says what to do"
-    kind:str # leak, test conflict, test duplicate; conflict, misnamed, unknown patients
+    kind:str # leak, test conflict, test duplicate, conflict, misnamed or unknown patients
+    biases:bool # a test; else it is a remark
     count:int # patients or pictures that leak; else scans, pictures or files
     of:int=0 # test scans there are
     example:str='' # path of one; of unknown patients, what can't be seen
@@ -307,17 +293,12 @@ class Finding:
     places:tuple=() # where these are besides test: (folder, how many, test scans)
     touched:int=0 # test scans known through all leaks; in the last of them
 
-    @property
-    def biases(self)->bool:
-        "Would it bias a test?"
-        return self.kind in ('leak', 'test conflict', 'test duplicate')
-
     def __str__(self):
         n,of,example = self.count,self.of,self.example
         s = 's' if n == 1 else '' # of verbs
         tests = f'{plural(n, "test scan")} of {of:,}'
         known = f'{plural(self.touched, "test scan")} of {of:,} ({self.touched/max(of, 1):.0%})'
-        shared = [f'{plural(k, self.leak[:-1])} with {folder} ({m:,} of {of:,} test scans)' for folder,k,m in self.places]
+        shared = [f'{plural(k, self.leak[:-1])} with {o} ({m:,} of {of:,} test scans)' for o,k,m in self.places]
         return {
             'leak': f'The test folder shares {" and ".join(shared)}: train with --policy clean.'
                 + (f' In all, {known} can be known from training.' if self.touched else ''),
@@ -331,25 +312,22 @@ class Finding:
 
 def within_test(table:pd.DataFrame)->list:
     "A `Finding` each if test scans bear two labels or repeat one another"
-    test,out = usable(table)[lambda t: t.folder == 'test'],[]
-    labelled_twice = test.path[test.path.isin(conflicts(table).path)]
+    test,out = usable(table[table.folder == 'test']),[]
+    relabelled = test.path[test.path.isin(conflicts(table).path)]
     pictures = picture(test)
     again = int(pictures[pictures != ''].duplicated().sum())
-    if len(labelled_twice): out.append(Finding('test conflict', len(labelled_twice), len(test), labelled_twice.iloc[0]))
-    if again: out.append(Finding('test duplicate', again, len(test)))
+    if len(relabelled): out.append(Finding('test conflict', True, len(relabelled), len(test), relabelled.iloc[0]))
+    if again: out.append(Finding('test duplicate', True, again, len(test)))
     return out
 
 def bias(table:pd.DataFrame)->list:
     "A `Finding` for whatever would bias a test on the folders as they are; what can't be seen tells `unknown_sides`"
-    found,n = leaks(table),int((usable(table).folder == 'test').sum())
-    found = found[(found.side == 'test') & (found.shared > 0)]
-    kinds = [o for o in ('patients', 'pictures') if (found.what == o).any()]
-    out = []
-    for what in kinds:
-        o = found[found.what == what]
+    found,n,out = leaks(table),len(usable(table[table.folder == 'test'])),[]
+    found = found[(found.side == 'test') & (found.shared > 0) & (found.what != 'chains of both')]
+    for what,o in found.groupby('what'):
+        known = touched(table) if what == found.what.max() else 0 # told once
         places = tuple(zip(o.other, o.shared, o.scans))
-        known = touched(table) if what == kinds[-1] else 0
-        out.append(Finding('leak', int(o.shared.sum()), n, leak=what, places=places, touched=known))
+        out.append(Finding('leak', True, int(o.shared.sum()), n, leak=what, places=places, touched=known))
     return out + within_test(table)
 
 def remarks(table:pd.DataFrame)->list:
@@ -357,19 +335,15 @@ def remarks(table:pd.DataFrame)->list:
     c,m,out = conflicts(table),misnamed(table),[]
     at_test = c.picture[c.path.isin(table.path[table.folder == 'test'])]
     apart = c[~c.picture.isin(at_test)]
-    if len(apart): out.append(Finding('conflict', apart.picture.nunique(), example=' and '.join(apart.path[:2])))
-    if len(m): out.append(Finding('misnamed', len(m), example=m.path.iloc[0]))
+    if len(apart): out.append(Finding('conflict', False, apart.picture.nunique(), example=' and '.join(apart.path[:2])))
+    if len(m): out.append(Finding('misnamed', False, len(m), example=m.path.iloc[0]))
     unknown = int(table.patient.isna().sum())
-    if unknown: out.append(Finding('unknown patients', unknown, example=unknown_patients(table)))
+    if unknown: out.append(Finding('unknown patients', False, unknown, example=unknown_patients(table)))
     return out
 
-def findings(
-    table, # scan table of `examine`
-    pairs, # of `find_duplicates`
-    short, # of `shortcuts`
-)->dict: # counts, and sentences under bias and doubts
-    "All figures of the audit, as `audit.json` holds them"
-    size = table[table.width > 0].groupby(['width', 'height']).size().sort_values(ascending=False)
+def findings(table, pairs, short)->dict:
+    "All figures of `audit.json`, from the table and the pairs of `examine` and the table of `shortcuts`"
+    size = table[table.width > 0][['width', 'height']].value_counts()
     return counts(table) | dict(
         version=which_version(table), unusable=int((table.error != '').sum()),
         sizes={f'{w}x{h}': int(k) for (w,h),k in size.items()},
@@ -377,8 +351,7 @@ def findings(
         pictures_across_folders=int((table.groupby(picture(table)).folder.nunique() > 1).sum()),
         conflicts=int(conflicts(table).picture.nunique()), misnamed=len(misnamed(table)),
         leaks=leaks(table).to_dict('records'), test_scans_touched=touched(table),
-        shortcuts=short.to_dict('records'),
-        bias=[str(o) for o in bias(table)], doubts=[str(o) for o in remarks(table)])
+        shortcuts=short.to_dict('records'), bias=[str(o) for o in bias(table)], doubts=[str(o) for o in remarks(table)])
 
 # %% ../../nbs/api/data/audit.ipynb #84310742
 def _kept_duplicates(table, data, file):
@@ -415,7 +388,6 @@ def examine(
             f'All are listed in {file.name}.')
     return table, pairs
 
-# %% ../../nbs/api/data/audit.ipynb #96fe7074
 def _write_page(path, table, pairs, short, f, data):
     "The report of a folder as one HTML page"
     t,c,labels = usable(table),conflicts(table),table.set_index('path').label
@@ -435,7 +407,6 @@ def _write_page(path, table, pairs, short, f, data):
         images={k: data_uri(o) for k,o in images.items() if o},
         sheets={o: data_uri(plot_class(t, data, o)) for o in sorted(t.label.unique())})
 
-# %% ../../nbs/api/data/audit.ipynb #b92f22c2
 def audit(
     data, # folder of scans
     out='oct-audit', # output folder

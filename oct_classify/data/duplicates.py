@@ -28,8 +28,7 @@ from ..core import *
 _side = 64
 _fade = np.outer(*[np.hanning(_side+2)[1:-1]]*2).astype(np.float32)
 _down = _side//2 + np.arange(1, 9)[:,None] # rows of the spectrum: 1 to 8 cycles
-_across = dict(low=(1, 4), high=(5, 8)) # cycles, to either side
-_across = {k: _side//2 + np.array([*range(-b, 1-a), *range(a, b+1)]) for k,(a,b) in _across.items()}
+_across = [_side//2 + np.array([*range(-b, 1-a), *range(a, b+1)]) for a,b in ((1, 4), (5, 8))] # cycles to either side
 
 def spectral_hash(grey:np.ndarray)->tuple:
     "Which low frequencies of a scan (H, W) uint8 are strong, as 64 bits `low` and 64 bits `high`; 0 for a flat picture"
@@ -37,13 +36,12 @@ def spectral_hash(grey:np.ndarray)->tuple:
     if np.ptp(t) < 2: return np.uint64(0), np.uint64(0)
     f = np.log(np.abs(np.fft.fftshift(fft.fft2((t-np.median(t))*_fade)))+1e-3)
     strong = f > ndimage.uniform_filter(f, 3)
-    return tuple(np.packbits(strong[_down,o]).view('>u8')[0].astype(np.uint64) for o in _across.values())
+    return tuple(np.packbits(strong[_down,o]).view('>u8')[0].astype(np.uint64) for o in _across)
 
 def hash_columns(grey)->dict:
     "`spectral_hash` as further columns of a scan table"
     return dict(zip(('shash_low', 'shash_high'), spectral_hash(grey)))
 
-# %% ../../nbs/api/data/duplicates.ipynb #b71415d0
 _reversed = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:,None], axis=1)[:,::-1])
 
 def mirrored(h:np.ndarray)->np.ndarray:
@@ -61,7 +59,6 @@ def _by_chunk(low, high, c):
     o = np.argsort(chunks[:,c], kind='stable')
     return dict(row=o.astype(np.int32), low=low[o], high=high[o], chunks=chunks[o], key=chunks[o,c].astype(np.int64))
 
-# %% ../../nbs/api/data/duplicates.ipynb #fc74f165
 def _matches(first, n, most=1<<20):
     "Pairs (i, j) of all queries i with targets j from first[i] to first[i]+n[i]-1, about `most` pairs at a time"
     total,a = np.cumsum(n),0
@@ -87,13 +84,8 @@ def _in_buckets(mask, c, queries, targets, start):
         out.append(np.stack([Q['row'][i], T['row'][j], bits])[:,(bits <= TOTAL) & ~earlier])
     return out
 
-# %% ../../nbs/api/data/duplicates.ipynb #eebff9c6
-def close_pairs(
-    low:np.ndarray, # (N,) uint64, from `spectral_hash`
-    high:np.ndarray, # (N,) uint64
-    workers:int|None=None, # threads; None: one per core
-)->pd.DataFrame: # columns i < j (rows), bits (that differ, of 128), mirrored
-    "All pairs whose hashes differ in at most `RADIUS` bits of `low` and `TOTAL` of both, as they are or mirrored"
+def close_pairs(low:np.ndarray, high:np.ndarray)->pd.DataFrame:
+    "Pairs of rows i < j whose hashes (N,) differ in `RADIUS` bits of `low` and `TOTAL` of both at most, also mirrored"
     out = []
     for flip in (False, True):
         found = [np.zeros((3, 0), np.int64)]
@@ -101,7 +93,7 @@ def close_pairs(
             T = _by_chunk(low, high, c)
             Q = _by_chunk(mirrored(low), mirrored(high), c) if flip else T
             start = np.searchsorted(T['key'], np.arange(2**16+1)).astype(np.int32)
-            with ThreadPoolExecutor(workers or os.cpu_count()) as ex:
+            with ThreadPoolExecutor(os.cpu_count()) as ex:
                 for some in ex.map(partial(_in_buckets, c=c, queries=Q, targets=T, start=start), _masks): found += some
         i,j,bits = np.concatenate(found, 1)
         out.append(pd.DataFrame(dict(i=np.minimum(i, j), j=np.maximum(i, j), bits=bits, mirrored=flip))[i != j])
@@ -152,12 +144,8 @@ def _graph(n, i, j, weight=None):
     i,j = np.asarray(i, np.int32),np.asarray(j, np.int32)
     return coo_array((np.ones(len(i), bool) if weight is None else weight, (i, j)), shape=(n, n))
 
-def linked(
-    n:int, # nodes
-    i, # (E,) one end of each edge
-    j, # (E,) its other end
-)->np.ndarray: # (n,) number of the component that each node belongs to
-    "Which nodes hang together, directly or through others"
+def linked(n:int, i, j)->np.ndarray:
+    "The component (n,) that each of `n` nodes belongs to, where edges lead from nodes `i` (E,) to nodes `j` (E,)"
     return connected_components(_graph(n, i, j), directed=False)[1]
 
 def fewest_links(n:int, links:pd.DataFrame)->pd.DataFrame:
@@ -166,13 +154,12 @@ def fewest_links(n:int, links:pd.DataFrame)->pd.DataFrame:
     tree = minimum_spanning_tree(_graph(n, o.i, o.j, o.index+1.).tocsr())
     return o.iloc[np.sort(tree.data.astype(int))-1]
 
-# %% ../../nbs/api/data/duplicates.ipynb #ccd588b2
-def _suspects(t, workers):
+def _suspects(t):
     "Pairs of rows with close hashes; of equal hashes, only the first meets the others"
     t = t[(t.shash_low != 0) | (t.shash_high != 0)]
     first = pd.Series(t.index, t.index).groupby([t.shash_low, t.shash_high]).transform('min')
     one = t.index[first == t.index]
-    close = close_pairs(t.shash_low[one].to_numpy(), t.shash_high[one].to_numpy(), workers)
+    close = close_pairs(t.shash_low[one].to_numpy(), t.shash_high[one].to_numpy())
     same = pd.DataFrame(dict(i=first, j=t.index, bits=0, mirrored=False))[first != t.index]
     return pd.concat([same, close.assign(i=one[close.i], j=one[close.j])], ignore_index=True).assign(kind='near')
 
@@ -180,7 +167,7 @@ _turns = { # ways in which a pair may lie, by what its hashes say of mirroring
     False: {'': np.s_[:], 'turned': np.s_[::-1,::-1]},
     True: {'mirrored': np.s_[:,::-1], 'upside down': np.s_[::-1]}}
 
-def _prove(t, root, todo, workers):
+def _prove(t, root, todo):
     "Those of the pairs `todo` that show one picture, best ways first; no look at what others have linked already"
     @lru_cache(1024)
     def look(row):
@@ -189,7 +176,7 @@ def _prove(t, root, todo, workers):
     def score(r): return max((match(look(r.i), look(r.j)[turn]), way) for way,turn in _turns[r.mirrored].items())
     todo = todo.sort_values('bits', kind='stable')
     proved = todo[:0].assign(score=0., way='')
-    with ThreadPoolExecutor(workers or os.cpu_count()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
         while len(todo):
             now,left = todo[:256],todo[256:]
             scores,ways = zip(*ex.map(score, now.itertuples()))
@@ -201,18 +188,14 @@ def _prove(t, root, todo, workers):
             todo = left
     return proved
 
-# %% ../../nbs/api/data/duplicates.ipynb #435d4029
-def find_duplicates(
-    table:pd.DataFrame, # scan table with the columns of `hash_columns`
-    root, # folder that its paths are relative to
-    workers:int|None=None, # threads; None: one per core
-)->pd.DataFrame: # path, twin (its like), kind (exact, near), score, way (mirrored, upside down, turned or nothing)
-    "Pairs of files that show the same picture; just enough of them to link each file to its like"
+def find_duplicates(table:pd.DataFrame, root)->pd.DataFrame:
+    """Pairs of files below `root` that show the same picture, just enough of them to link each file to its like:
+    path, twin (paths), kind (exact, near), score, way (mirrored, upside down, turned or nothing)"""
     t = table[table.width > 0].reset_index(drop=True)
     first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
     again = first != t.index
     exact = pd.DataFrame(dict(i=first, j=t.index, score=1., way='', kind='exact'))[again]
-    near = _prove(t, root, _suspects(t[~again], workers), workers)
+    near = _prove(t, root, _suspects(t[~again]))
     both = pd.concat([exact, fewest_links(len(t), near)], ignore_index=True)
     both = both.assign(path=t.path[both.i].values, twin=t.path[both.j].values)
     return both[['path', 'twin', 'kind', 'score', 'way']].sort_values(['path', 'twin'], ignore_index=True)

@@ -208,7 +208,6 @@ class Placement:
         at = rows*h-.5,np.broadcast_to(x*w-.5, (H, W))
         return np.where(seen, ndimage.map_coordinates(np.asarray(heat, np.float32), at, order=1, mode='nearest'), 0)
 
-# %% ../../nbs/api/data/prepare.ipynb #816e53ff
 def placed(
     image, # path, bytes, PIL image or uint8 array
     size=224, # side, or (height, width), in pixels
@@ -241,8 +240,6 @@ def prepare_many(
     images, # sequence of what `prepare` takes
     size=224, # side, or (height, width), in pixels
     view:str='crop', # one of `VIEWS`
-    workers:int|None=None, # threads; None: one per core
-    desc:str='Preparing scans', # beside the progress bar
 )->tuple: # pixels (N, height, width) uint8, and N sentences ('' where all went well)
     "Prepare a batch; what can't be read is left black and says why"
     images = list(images)
@@ -254,6 +251,7 @@ def prepare_many(
             whys[i] = str(e)
             return False
         return where.view != view
-    with ThreadPoolExecutor(workers or os.cpu_count()) as ex:
-        say_whole(sum(progress(ex.map(fell, range(len(images))), len(images), desc)), len(images))
+    n = len(images)
+    with ThreadPoolExecutor(os.cpu_count()) as ex:
+        say_whole(sum(progress(ex.map(fell, range(n)), n, 'Preparing scans')), n)
     return out, whys

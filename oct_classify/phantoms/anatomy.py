@@ -44,7 +44,6 @@ def make_eye(rng)->dict:
         fade=u(240, 700), stroma=u(.29, .45), vessels=u(.12, .55), vessel_um=u(60, 160), fine=u(0, 1.3),
         texture=rng.integers(0, 4096, 2), hyaloid=u(0, 1) < .25, membrane=u(0, 1) < .25)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #612b4d57
 def thickness(eye:dict, x:np.ndarray)->np.ndarray:
     "How thick each healthy layer of an eye of `make_eye` is at `x` (W,) mm from the fovea: (10, W) µm"
     r2 = x*x + eye['miss']*eye['miss']
@@ -79,6 +78,7 @@ class Section:
         level = self.h*(e['depth']+u(-.03, .03)) + col*(e['tilt']+u(-.02, .02))
         self.bruch = level - self.scale*(e['curve']*bow*bow - 2*wave(self.rng, mm, 1.5)) # rows
         self.x = mm-e['fovea']
+        self.wave = partial(wave, self.rng, self.x)
         self.um = thickness(e, self.x)
         self.drusen,self.ped,self.tissue,self.fluid = np.zeros((4, self.w)) # heights; ped: RPE detachment
         self.no_ez,self.no_rpe = np.zeros((2, self.w)) # share of the layer's brightness that is lost
@@ -91,10 +91,6 @@ class Section:
     def chance(self, p):
         "True with probability `p`"
         return self.rng.random() < p
-
-    def wave(self, period, octaves=1):
-        "A smooth random curve across the section"
-        return wave(self.rng, self.x, period, octaves)
 
     def dome(self, u):
         "`hill` with a round top or soft feet, at random"
@@ -123,7 +119,6 @@ def grow_drusen(s:Section, severity):
     _wear_out(s, near, ez=.7, rpe=.7, ragged=.4)
     _add_dots(s, int(3*severity*s.u(0, 1)), at, spread)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #ea93a94d
 def _wear_out(s, near, ez, rpe, ragged):
     "Where a lesion is `near` (0-1), EZ and RPE lose shares up to `ez` and `rpe`, and the RPE grows `ragged`"
     s.no_ez = np.maximum(s.no_ez, near*s.u(0, ez)*np.abs(s.wave(.4, 2)).clip(0, 1))
@@ -148,7 +143,6 @@ def _add_cysts(s, between, at, reach, size, severity):
         if s.chance(dense): s.cysts.append((mm+rx, between, s.u(0, 1), rx, 1000*rx*tall*s.u(.6, 1.4), water))
         mm += 2*rx+s.u(.004, .04)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #1fc21964
 def grow_edema(s:Section, severity):
     "Diabetic macular edema: layers swell, with cysts, exudates and fluid under the retina"
     at = s.b(0, .25) if s.chance(.75) else s.u(-1.8, 1.8)
@@ -185,7 +179,6 @@ def _add_tissue(s, at, half, severity):
     s.solid,s.clumps = s.u(.45, .7),s.u(.1, .5)
     s.through = s.through*(1-s.u(-.2, .4)*hill(core))
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #2d3870a3
 def _respond(s, at, half, severity):
     "What the retina above new vessels does: swell, form cysts, or waste away"
     u = (s.x-at)/half
@@ -197,7 +190,6 @@ def _respond(s, at, half, severity):
     elif s.chance(.5): s.um[1:5] *= 1-s.u(.1, .45)*hill(u/1.2)
     _add_dots(s, int(14*severity*s.u(0, 1)*s.u(0, 1)), at, half)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #b6ab57c8
 def grow_vessels(s:Section, severity):
     "Choroidal neovascularisation: a detachment, tissue or both, fluid, and the loss of what lies above"
     at,half,kind = s.b(0, .7),s.u(.5, 1+1.6*severity),s.u(0, 1)

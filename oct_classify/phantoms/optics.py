@@ -16,21 +16,11 @@ import numpy as np
 # %% ../../nbs/api/phantoms/optics.ipynb #7299cd65
 f4 = np.float32
 
-def uniform(
-    rng, # numpy generator
-    lo, # least value
-    hi, # upper limit
-    size=None, # shape; None: one number
-):
-    "Even between `lo` and `hi`"
+def uniform(rng, lo, hi, size=None):
+    "Even between `lo` and `hi`: one number, or an array"
     return lo + (hi-lo)*rng.random(size)
 
-def bell(
-    rng, # numpy generator
-    mean, # centre
-    sd, # standard deviation
-    size:tuple=(), # shape; (): one number
-):
+def bell(rng, mean, sd, size=()):
     "Bell-shaped around `mean`, never further than three `sd` off: the sum of three uniforms"
     a,b,c = rng.random((3, *size))
     return mean + 2*sd*(a+b+c-1.5)
@@ -45,13 +35,9 @@ def plateau(u):
     return np.minimum(1, 2*hill(u))
 
 # %% ../../nbs/api/phantoms/optics.ipynb #d57053bb
-def wave(
-    rng, # numpy generator
-    x:np.ndarray, # rising positions
-    period:float, # distance of its knots, in units of `x`
-    octaves:int=1, # each further one has half the period and half the height
-)->np.ndarray: # about 0, within ±1 for one octave, ±2 at most
-    "A smooth random curve"
+def wave(rng, x:np.ndarray, period:float, octaves:int=1)->np.ndarray:
+    """A smooth random curve about 0 at rising positions `x`, with knots `period` apart, within ±1;
+    each further octave has half the period and half the height"""
     out = 0
     for o in range(octaves):
         t = (x-x[0])*(2**o/period) + rng.random()
@@ -70,32 +56,21 @@ def blurred(field, passes, axis):
     return field
 
 @lru_cache(4)
-def speckle(
-    rows:int, # grain in depth: passes of the weights 1, 2, 1
-    cols:int, # … across
-    frames:int, # averaged
-    tiles:int=2, # periods on each side of the returned field
-)->np.ndarray: # (1024*tiles, 1024*tiles) float32, mean 1
-    "Periodic field of speckle intensity; kept for later calls"
+def speckle(rows:int, cols:int, frames:int, tiles:int=2)->np.ndarray:
+    """Periodic field of speckle intensity, mean 1, float32, so many `tiles` of 1024 pixels high and wide; its grain
+    was blurred `rows` times in depth and `cols` times across, and `frames` are averaged; kept for later calls"""
     rng,intensity = np.random.default_rng([rows, cols, frames]),0
     for _ in range(2*frames): # a real and an imaginary part of each
         part = blurred(rng.integers(-128, 128, (SIDE, SIDE)), rows, 0)
         intensity = intensity + blurred(part, cols, 1)**2 # integers: a square is exact
     return np.tile((intensity/(intensity.sum()/intensity.size)).astype(f4), (tiles, tiles))
 
-# %% ../../nbs/api/phantoms/optics.ipynb #158bef07
-def looks(
-    rng, # numpy generator
-    field:np.ndarray, # of `speckle`
-    n:int, # windows to average
-    h:int, # rows
-    w:int, # columns
-)->np.ndarray: # (h, w) float32, mean about 1
-    "Mean of `n` windows (h, w) of a periodic field, at random places, turned and mirrored"
-    out = np.zeros((h, w), f4)
+def looks(rng, field:np.ndarray, n:int, shape:tuple)->np.ndarray:
+    "Mean of `n` windows of a periodic field at random places, turned and mirrored: `shape` float32, about 1"
+    out = np.zeros(shape, f4)
     for _ in range(n):
         y,x,up,left = *rng.integers(0, SIDE, 2),*(1-2*rng.integers(0, 2, 2))
-        out += field[y:y+h, x:x+w][::up, ::left]
+        out += field[y:y+shape[0], x:x+shape[1]][::up, ::left]
     out *= f4(1/n)
     return out
 
@@ -109,12 +84,8 @@ def tissue_noise()->np.ndarray:
         z >>= 4
     return (z/(2.5*np.sqrt((z*z).sum()/z.size))).clip(-1, 1).astype(f4)
 
-def grain(
-    y, # depth in µm, from 0
-    x, # position across in µm, from 0; broadcast with `y`
-    size:float, # of one grain in µm
-)->np.ndarray: # within ±1
-    "Tissue texture at a place"
+def grain(y, x, size:float)->np.ndarray:
+    "Tissue texture within ±1 at a depth `y` and a position across `x`, in µm from 0, with grains of `size` µm"
     row,column = ((o*(12/size)).astype(np.int32) & 511 for o in (y, x))
     return tissue_noise()[row,column]
 
@@ -138,7 +109,7 @@ def _averaged(rng, frames, below, shape):
     "Speckle, the mean of fewer than `below` windows; of more in a thumbnail, whose pixels stand for several"
     field = speckle(3, 1, frames, 1-(-max(shape)//SIDE))
     n = rng.integers(1, below)*max(1, (496/shape[0])*(496/shape[0]))
-    return looks(rng, field, int(min(16, n)), *shape)
+    return looks(rng, field, int(min(16, n)), shape)
 
 def detector_noise(rng, shape):
     "What the detector adds (H, W), less the scanner's estimate of it"
@@ -155,13 +126,9 @@ def expose(rng, img):
     img *= f4(bell(rng, 40, 6)/mean)
     return np.minimum(img, 250).astype(np.uint8)
 
-# %% ../../nbs/api/phantoms/optics.ipynb #17129284
-def light(
-    rng, # numpy generator
-    drawing:np.ndarray, # (H, W) float32, displayed brightness 0-1 of tissue without speckle; overwritten
-    shade:np.ndarray, # (W,) share of light that vessels leave to each column
-)->np.ndarray: # (H, W) uint8
-    "Light a drawing as an OCT scanner does"
+def light(rng, drawing:np.ndarray, shade:np.ndarray)->np.ndarray:
+    """The scan (H, W) uint8 that a scanner shows of a `drawing` (H, W) float32, displayed brightness 0-1 of tissue
+    without speckle, which is overwritten; vessels leave a share `shade` (W,) of light to each column"""
     img = drawing
     for _ in range(2): img *= img
     rows,columns = falloff(rng, img.shape)

@@ -61,7 +61,6 @@ def _layers(s, edges):
         last = last+step
     return img
 
-# %% ../../nbs/api/phantoms/phantom.ipynb #57435e61
 def _choroid(s, img):
     "Stroma, two sizes of vessels, and the fading towards the sclera"
     e,top = s.eye,int(np.clip(s.bruch.min()-4, 0, s.h-1))
@@ -122,7 +121,6 @@ def _spots(s, b, img):
         _ellipse(img, x, y, rx, ry, v, .25 if lesion == 'cyst' else .6)
         if lesion == 'exudate': img[int(max(0, y+ry)):,int(max(0, x-rx)):int(x+rx+1)] *= f4(1-.15*min(1, ry/4))
 
-# %% ../../nbs/api/phantoms/phantom.ipynb #d8aec460
 def _vessels(s, b, img):
     "Retinal vessels: a bright spot among the nerve fibres, a shadow below"
     for _ in range(s.rng.integers(0, 5)):
