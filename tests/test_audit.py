@@ -136,15 +136,6 @@ def test_untouched_scans_have_no_copy(real, tmp_path):
     assert len(table) == 700 and len(pairs) == 0 and bias(table) == remarks(table) == []
 
 
-def test_names_only(real, cli, tmp_path):
-    names = real.parent/'names'
-    if not names.exists(): pytest.skip('the lists of published names are not there')
-    code, _, err = cli('audit', names/'kermany-v3-names.txt.gz', '--test', names/'kermany-v2-test-names.txt.gz', '--strict', '--out', tmp_path)
-    found = json.loads((tmp_path/'audit.json').read_text())
-    assert code == 1 and '928 of 1,000 test scans' in err
-    assert found['leaks'] == [dict(what='patients', side='test', other='train', shared=578, scans=928, other_scans=30_312)]
-
-
 def test_a_picture_kept_many_times_is_one_picture(tmp_path):
     "Sixty qualities of one picture, once under another class and once in test: one conflict, sixty files, one link fewer"
     from oct_classify.data.audit import conflicts, examine, findings

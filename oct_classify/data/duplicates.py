@@ -6,12 +6,12 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/duplicates.html.md"""
 
 # %% auto #0
 __all__ = ['RADIUS', 'TOTAL', 'MATCH', 'spectral_hash', 'hash_columns', 'mirrored', 'close_pairs', 'fingerprint', 'match',
-           'linked', 'find_duplicates', 'duplicate_of']
+           'linked', 'fewest_links', 'find_duplicates', 'duplicate_of']
 
 # %% ../../nbs/api/data/duplicates.ipynb #1133a230
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -26,27 +26,22 @@ from ..core import *
 
 # %% ../../nbs/api/data/duplicates.ipynb #f86c970d
 _side = 64
-_window = np.outer(*[np.hanning(_side+2)[1:-1]]*2).astype(np.float32)
-_rows = _side//2 + np.arange(1, 9)[:,None]
-_cols = {k: _side//2 + np.array([*range(-b, 1-a), *range(a, b+1)]) for k,(a,b) in dict(low=(1, 4), high=(5, 8)).items()}
+_fade = np.outer(*[np.hanning(_side+2)[1:-1]]*2).astype(np.float32)
+_down = _side//2 + np.arange(1, 9)[:,None] # rows of the spectrum: 1 to 8 cycles
+_across = [_side//2 + np.array([*range(-b, 1-a), *range(a, b+1)]) for a,b in ((1, 4), (5, 8))] # cycles to either side
 
-def _bits(mask)->np.uint64: return np.packbits(mask).view('>u8')[0].astype(np.uint64)
-
-def spectral_hash(
-    grey:np.ndarray, # (H, W) uint8
-)->tuple: # (low, high), 64 bits each, as uint64; (0, 0) for a flat picture
-    "Which low spatial frequencies of a picture are stronger than those around them; blind to shift, brightness and contrast"
+def spectral_hash(grey:np.ndarray)->tuple:
+    "Which low frequencies of a scan (H, W) uint8 are strong, as 64 bits `low` and 64 bits `high`; 0 for a flat picture"
     t = np.asarray(Image.fromarray(grey).resize((_side, _side), Image.BOX), np.float32)
     if np.ptp(t) < 2: return np.uint64(0), np.uint64(0)
-    f = np.log(np.abs(np.fft.fftshift(fft.fft2((t-np.median(t))*_window)))+1e-3)
-    peaks = f > ndimage.uniform_filter(f, 3)
-    return tuple(_bits(peaks[_rows,_cols[k]]) for k in ('low', 'high'))
+    f = np.log(np.abs(np.fft.fftshift(fft.fft2((t-np.median(t))*_fade)))+1e-3)
+    strong = f > ndimage.uniform_filter(f, 3)
+    return tuple(np.packbits(strong[_down,o]).view('>u8')[0].astype(np.uint64) for o in _across)
 
 def hash_columns(grey)->dict:
     "`spectral_hash` as further columns of a scan table"
     return dict(zip(('shash_low', 'shash_high'), spectral_hash(grey)))
 
-# %% ../../nbs/api/data/duplicates.ipynb #b71415d0
 _reversed = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:,None], axis=1)[:,::-1])
 
 def mirrored(h:np.ndarray)->np.ndarray:
@@ -55,79 +50,63 @@ def mirrored(h:np.ndarray)->np.ndarray:
 
 # %% ../../nbs/api/data/duplicates.ipynb #573b6376
 RADIUS,TOTAL = 11,26 # bits that may differ: of `low`, and of both
-_masks = np.array([0, *(1<<a for a in range(16)), *(1<<a | 1<<b for a,b in combinations(range(16), 2))], np.int64)
+_two_bits = (1<<a | 1<<b for a,b in combinations(range(16), 2))
+_masks = np.array([0, *(1<<a for a in range(16)), *_two_bits], np.int64)
 
-def _chunks(h): return np.ascontiguousarray(h, '<u8').view('<u2').reshape(-1, 4)
+def _by_chunk(low, high, c):
+    "Hashes sorted by chunk `c` of `low`, so that a bucket is a slice"
+    chunks = np.ascontiguousarray(low, '<u8').view('<u2').reshape(-1, 4)
+    o = np.argsort(chunks[:,c], kind='stable')
+    return dict(row=o.astype(np.int32), low=low[o], high=high[o], chunks=chunks[o], key=chunks[o,c].astype(np.int64))
 
-# %% ../../nbs/api/data/duplicates.ipynb #fc74f165
-def _runs(n, most=1<<20):
-    "Slices over `n` (matches of each query) so that each holds about `most` matches"
+def _matches(first, n, most=1<<20):
+    "Pairs (i, j) of all queries i with targets j from first[i] to first[i]+n[i]-1, about `most` pairs at a time"
     total,a = np.cumsum(n),0
     while a < len(n):
-        b = max(a+1, int(np.searchsorted(total, (total[a-1] if a else 0)+most, 'right')))
-        yield a, b
+        before = total[a-1] if a else 0
+        b = max(a+1, int(np.searchsorted(total, before+most, 'right')))
+        i = np.repeat(np.arange(a, b, dtype=np.int32), n[a:b])
+        start = (first[a:b]-(total[a:b]-n[a:b]-before)).astype(np.int32)
+        yield i, np.arange(len(i), dtype=np.int32) + np.repeat(start, n[a:b])
         a = b
 
-def _expand(first, n, a, b):
-    "Pairs (query, target) of the queries a:b, where query i meets targets first[i] … first[i]+n[i]-1"
-    i = np.repeat(np.arange(a, b, dtype=np.int32), n[a:b])
-    return i, np.arange(len(i), dtype=np.int32) + np.repeat((first[a:b]-np.cumsum(n[a:b])+n[a:b]).astype(np.int32), n[a:b])
-
-# %% ../../nbs/api/data/duplicates.ipynb #ce9b81c3
-def _earlier(q, t, c):
-    "Were these pairs of chunks found through a chunk before `c`?"
-    return (np.bitwise_count(q[:,:c]^t[:,:c]) <= 2).any(1)
-
-def _in_bucket(m, c, Q, T, start, itself):
-    "Close pairs whose chunk `c` differs by exactly the bits of `m`"
-    first = start[Q['key']^m]
-    n = start[(Q['key']^m)+1]-first
-    if itself: n = np.where(Q['key'] <= Q['key']^m, n, 0)
-    for a,b in _runs(n):
-        i,j = _expand(first, n, a, b)
+def _in_buckets(mask, c, queries, targets, start):
+    "Close pairs (row, row, bits that differ) whose chunk `c` differs by exactly the bits of `mask`"
+    Q,T,out = queries,targets,[]
+    bucket = Q['key']^mask
+    n = start[bucket+1]-start[bucket]
+    if Q is T: n = np.where(Q['key'] <= bucket, n, 0) # each pair once
+    for i,j in _matches(start[bucket], n):
         k = np.flatnonzero(np.bitwise_count(Q['low'][i]^T['low'][j]) <= RADIUS)
         i,j = i[k],j[k]
-        d = np.bitwise_count(Q['low'][i]^T['low'][j]) + np.bitwise_count(Q['high'][i]^T['high'][j])
-        k = (d <= TOTAL) & ~_earlier(Q['chunks'][i], T['chunks'][j], c)
-        yield np.stack([Q['row'][i], T['row'][j], d])[:,k]
+        bits = np.bitwise_count(Q['low'][i]^T['low'][j]) + np.bitwise_count(Q['high'][i]^T['high'][j])
+        earlier = (np.bitwise_count(Q['chunks'][i,:c]^T['chunks'][j,:c]) <= 2).any(1) # found by a chunk before
+        out.append(np.stack([Q['row'][i], T['row'][j], bits])[:,(bits <= TOTAL) & ~earlier])
+    return out
 
-# %% ../../nbs/api/data/duplicates.ipynb #64d1e282
-def _by_chunk(low, high, c):
-    "Hashes sorted by chunk `c`"
-    o = np.argsort(_chunks(low)[:,c], kind='stable')
-    return dict(row=o.astype(np.int32), low=low[o], high=high[o], chunks=_chunks(low)[o], key=_chunks(low)[o,c].astype(np.int64))
-
-def _search(low, high, query, workers):
-    for c in range(4):
-        T = _by_chunk(low, high, c)
-        Q = T if query is None else _by_chunk(*query, c)
-        start = np.searchsorted(T['key'], np.arange(2**16+1)).astype(np.int32)
-        with ThreadPoolExecutor(workers) as ex:
-            for found in ex.map(lambda m: list(_in_bucket(m, c, Q, T, start, query is None)), _masks): yield from found
-
-# %% ../../nbs/api/data/duplicates.ipynb #eebff9c6
-def close_pairs(
-    low:np.ndarray, # (N,) uint64, from `spectral_hash`
-    high:np.ndarray, # (N,) uint64
-    workers:int|None=None, # threads; None: one per core
-)->pd.DataFrame: # columns i < j (rows), bits (that differ, of 128), mirrored
-    "All pairs whose hashes differ in at most `RADIUS` bits of `low` and `TOTAL` of both, as they are or mirrored"
+def close_pairs(low:np.ndarray, high:np.ndarray)->pd.DataFrame:
+    "Pairs of rows i < j whose hashes (N,) differ in `RADIUS` bits of `low` and `TOTAL` of both at most, also mirrored"
     out = []
     for flip in (False, True):
-        found = [np.zeros((3, 0), np.int64), *_search(low, high, (mirrored(low), mirrored(high)) if flip else None, workers or os.cpu_count())]
+        found = [np.zeros((3, 0), np.int64)]
+        for c in range(4):
+            T = _by_chunk(low, high, c)
+            Q = _by_chunk(mirrored(low), mirrored(high), c) if flip else T
+            start = np.searchsorted(T['key'], np.arange(2**16+1)).astype(np.int32)
+            with ThreadPoolExecutor(os.cpu_count()) as ex:
+                for some in ex.map(partial(_in_buckets, c=c, queries=Q, targets=T, start=start), _masks): found += some
         i,j,bits = np.concatenate(found, 1)
         out.append(pd.DataFrame(dict(i=np.minimum(i, j), j=np.maximum(i, j), bits=bits, mirrored=flip))[i != j])
-    return pd.concat(out).sort_values('bits', kind='stable').drop_duplicates(['i', 'j']).sort_values(['i', 'j'], ignore_index=True)
+    once = pd.concat(out).sort_values('bits', kind='stable').drop_duplicates(['i', 'j'])
+    return once.sort_values(['i', 'j'], ignore_index=True)
 
 # %% ../../nbs/api/data/duplicates.ipynb #b23ad10e
-_n,_tile,_reach,_apart = 256,64,24,6
-_spots = [(y, x) for y in range(0, _n, _tile) for x in range(0, _n, _tile)]
+_n,_tile,_reach,_apart = 256,64,24,6 # pixels: the fingerprint, a tile, how far it may lie off, width of its best place
 
-def fingerprint(
-    grey:np.ndarray, # (H, W) uint8
-)->np.ndarray: # (256, 256) float32: fine grain with the local contrast taken out, 0 where the frame is white
-    "The speckle of a scan"
-    t = np.asarray(Image.fromarray(grey).resize((_n, _n), Image.BOX if min(grey.shape) >= 2*_n else Image.LANCZOS), np.float32)
+def fingerprint(grey:np.ndarray)->np.ndarray:
+    "The speckle of a scan (256, 256) float32: fine grain with the local contrast taken out, 0 where the frame is white"
+    how = Image.BOX if min(grey.shape) >= 2*_n else Image.LANCZOS
+    t = np.asarray(Image.fromarray(grey).resize((_n, _n), how), np.float32)
     grain = t-ndimage.gaussian_filter(t, 1.5)
     grain /= np.sqrt(np.maximum(ndimage.uniform_filter(grain**2, 12), 0))+1
     grain[ndimage.binary_dilation(t >= 242, iterations=3)] = 0
@@ -135,113 +114,95 @@ def fingerprint(
 
 # %% ../../nbs/api/data/duplicates.ipynb #edd600fb
 def _lead(tile, y, x, spectrum, energy):
-    "By how much the best place of one tile in the other picture, within `_reach` pixels of its own, beats the second best"
+    "By how much a tile's best place in the other picture, at most `_reach` pixels from (y, x), beats the second best"
     t = tile-tile.mean()
-    at = np.ix_(*(np.arange(o-_reach, o+_reach+1) for o in (y, x)))
-    here = np.ix_(*(np.clip(np.arange(o-_reach, o+_reach+1)+_tile//2, 0, _n-1) for o in (y, x)))
-    own = (t**2).sum()
-    c = fft.irfft2(fft.rfft2(t, spectrum[0]).conj()*spectrum[1], spectrum[0])[at]
-    c /= np.sqrt(own*np.maximum(energy[here], own/5)+1e-9)
+    own,near = (t**2).sum(),np.arange(-_reach, _reach+1)
+    c = fft.irfft2(fft.rfft2(t, (_n+_tile,)*2).conj()*spectrum, (_n+_tile,)*2)[np.ix_(y+near, x+near)]
+    there = energy[np.ix_(*(np.clip(o+near+_tile//2, 0, _n-1) for o in (y, x)))]
+    c /= np.sqrt(own*np.maximum(there, own/5)+1e-9)
     i,j = np.unravel_index(c.argmax(), c.shape)
     best = c[i,j]
     c[max(i-_apart, 0):i+_apart+1,max(j-_apart, 0):j+_apart+1] = -1
     return best-c.max()
 
-def match(
-    a:np.ndarray, # from `fingerprint`
-    b:np.ndarray, # of the other scan
-)->float: # median over tiles of the lead: near 1 for the same pixels, near 0 for two exposures
-    "How surely two fingerprints are of one picture"
-    size = (_n+_tile,)*2
-    spectrum,energy = (size, fft.rfft2(b, size)),ndimage.uniform_filter(b**2, _tile, mode='constant')*_tile**2
-    tiles = [(a[y:y+_tile,x:x+_tile], y, x) for y,x in _spots]
-    scores = [_lead(t, y, x, spectrum, energy) for t,y,x in tiles if (t != 0).mean() >= .5]
-    return float(np.median(scores)) if len(scores) >= 4 else 0.
-
 MATCH = .16 # a score from which two files are one picture
 
-# %% ../../nbs/api/data/duplicates.ipynb #94a2950c
-def _exact(t):
-    "Pairs (row of the first, row of the duplicate) of identical files"
-    first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
-    return pd.DataFrame(dict(i=first, j=t.index, score=1., way='', kind='exact'))[first != t.index]
+def match(a:np.ndarray, b:np.ndarray)->float:
+    "How surely two fingerprints are of one picture: the median lead over tiles, near 1 for the same pixels or near 0"
+    spectrum = fft.rfft2(b, (_n+_tile,)*2)
+    energy = ndimage.uniform_filter(b**2, _tile, mode='constant')*_tile**2
+    scores = []
+    for y in range(0, _n, _tile):
+        for x in range(0, _n, _tile):
+            tile = a[y:y+_tile,x:x+_tile]
+            if (tile != 0).mean() >= .5: scores.append(_lead(tile, y, x, spectrum, energy))
+    return float(np.median(scores)) if len(scores) >= 4 else 0.
 
+# %% ../../nbs/api/data/duplicates.ipynb #94a2950c
 def _graph(n, i, j, weight=None):
     "Edges between `n` nodes as a sparse matrix with 32-bit indices: SciPy before 1.17.1 takes no others"
     i,j = np.asarray(i, np.int32),np.asarray(j, np.int32)
     return coo_array((np.ones(len(i), bool) if weight is None else weight, (i, j)), shape=(n, n))
 
-def linked(
-    n:int, # nodes
-    i, # (E,) one end of each edge
-    j, # (E,) its other end
-)->np.ndarray: # (n,) number of the component that each node belongs to
-    "Which nodes hang together, directly or through others"
+def linked(n:int, i, j)->np.ndarray:
+    "The component (n,) that each of `n` nodes belongs to, where edges lead from nodes `i` (E,) to nodes `j` (E,)"
     return connected_components(_graph(n, i, j), directed=False)[1]
 
-# %% ../../nbs/api/data/duplicates.ipynb #ccd588b2
-_plain = {'': lambda f: f, 'turned': lambda f: f[::-1,::-1]}
-_mirrored = {'mirrored': lambda f: f[:,::-1], 'upside down': lambda f: f[::-1]}
-
-def _forest(n, links):
-    "As few of the links as tie together what all of them tie together, best first"
+def fewest_links(n:int, links:pd.DataFrame)->pd.DataFrame:
+    "As few of the links (i, j, score) as tie together what all of them tie together, best first"
     o = links.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)
     tree = minimum_spanning_tree(_graph(n, o.i, o.j, o.index+1.).tocsr())
     return o.iloc[np.sort(tree.data.astype(int))-1]
 
-def _prove(t, root, pairs, workers, batch=256):
-    "The score of each pair that is not already linked through others; a file that has gone scores 0"
-    @lru_cache(1024)
-    def look(row):
-        try: return fingerprint(read_grey(Path(root)/t.path[row]))
-        except OctError: return np.zeros((_n, _n), np.float32)
-    def score(r): return max((match(look(r.i), turn(look(r.j))), way) for way,turn in (_mirrored if r.mirrored else _plain).items())
-    todo,done = pairs.sort_values('bits', kind='stable'),[]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as ex, progress(None, len(pairs), 'Comparing close pairs') as bar:
-        while len(todo):
-            now,todo = todo[:batch],todo[batch:]
-            got = list(ex.map(score, now.itertuples()))
-            done.append(now.assign(score=[s for s,_ in got], way=[w for _,w in got]))
-            left = len(todo)
-            if (done[-1].score >= MATCH).any(): todo = _unlinked(len(t), pd.concat(done), todo)
-            bar.update(len(now)+left-len(todo))
-    return pd.concat(done) if done else pairs.assign(score=0., way='')
-
-def _unlinked(n, done, todo):
-    same = done[done.score >= MATCH]
-    c = linked(n, same.i, same.j)
-    return todo[c[todo.i] != c[todo.j]]
-
-# %% ../../nbs/api/data/duplicates.ipynb #34c59c51
-def _suspects(t, workers):
+def _suspects(t):
     "Pairs of rows with close hashes; of equal hashes, only the first meets the others"
     t = t[(t.shash_low != 0) | (t.shash_high != 0)]
     first = pd.Series(t.index, t.index).groupby([t.shash_low, t.shash_high]).transform('min')
     one = t.index[first == t.index]
-    close = close_pairs(t.shash_low[one].to_numpy(), t.shash_high[one].to_numpy(), workers)
+    close = close_pairs(t.shash_low[one].to_numpy(), t.shash_high[one].to_numpy())
     same = pd.DataFrame(dict(i=first, j=t.index, bits=0, mirrored=False))[first != t.index]
     return pd.concat([same, close.assign(i=one[close.i], j=one[close.j])], ignore_index=True).assign(kind='near')
 
-# %% ../../nbs/api/data/duplicates.ipynb #435d4029
-def find_duplicates(
-    table:pd.DataFrame, # scan table with the columns of `hash_columns`
-    root, # folder that its paths are relative to
-    workers:int|None=None, # threads; None: one per core
-)->pd.DataFrame: # columns path, twin (paths), kind ('exact', 'near'), score, way ('', 'mirrored', 'upside down', 'turned')
-    "Pairs of files that show the same picture; just enough of them to link each file to its like"
-    t = table[table.width > 0].reset_index(drop=True)
-    exact = _exact(t)
-    near = _prove(t, root, _suspects(t[~t.index.isin(exact.j)], workers), workers)
-    both = pd.concat([exact, _forest(len(t), near[near.score >= MATCH])], ignore_index=True)
-    return both.assign(path=t.path[both.i].values, twin=t.path[both.j].values)[['path', 'twin', 'kind', 'score', 'way']].sort_values(['path', 'twin'], ignore_index=True)
+_turns = { # ways in which a pair may lie, by what its hashes say of mirroring
+    False: {'': np.s_[:], 'turned': np.s_[::-1,::-1]},
+    True: {'mirrored': np.s_[:,::-1], 'upside down': np.s_[::-1]}}
 
-# %% ../../nbs/api/data/duplicates.ipynb #449c7115
-def duplicate_of(
-    table:pd.DataFrame, # scan table
-    pairs:pd.DataFrame, # from `find_duplicates`
-)->pd.Series: # the first path of its like, '' for that first one and for what has no like
-    "Which file each file repeats"
+def _prove(t, root, todo):
+    "Those of the pairs `todo` that show one picture, best ways first; no look at what others have linked already"
+    @lru_cache(1024)
+    def look(row):
+        try: return fingerprint(read_grey(Path(root)/t.path[row]))
+        except OctError: return np.zeros((_n, _n), np.float32) # gone: matches nothing
+    def score(r): return max((match(look(r.i), look(r.j)[turn]), way) for way,turn in _turns[r.mirrored].items())
+    todo = todo.sort_values('bits', kind='stable')
+    proved = todo[:0].assign(score=0., way='')
+    with ThreadPoolExecutor(os.cpu_count()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
+        while len(todo):
+            now,left = todo[:256],todo[256:]
+            scores,ways = zip(*ex.map(score, now.itertuples()))
+            now = now.assign(score=scores, way=ways)
+            proved = pd.concat([proved, now[now.score >= MATCH]])
+            c = linked(len(t), proved.i, proved.j)
+            left = left[c[left.i] != c[left.j]]
+            bar.update(len(todo)-len(left))
+            todo = left
+    return proved
+
+def find_duplicates(table:pd.DataFrame, root)->pd.DataFrame:
+    """Pairs of files below `root` that show the same picture, just enough of them to link each file to its like:
+    path, twin (paths), kind (exact, near), score, way (mirrored, upside down, turned or nothing)"""
+    t = table[table.width > 0].reset_index(drop=True)
+    first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
+    again = first != t.index
+    exact = pd.DataFrame(dict(i=first, j=t.index, score=1., way='', kind='exact'))[again]
+    near = _prove(t, root, _suspects(t[~again]))
+    both = pd.concat([exact, fewest_links(len(t), near)], ignore_index=True)
+    both = both.assign(path=t.path[both.i].values, twin=t.path[both.j].values)
+    return both[['path', 'twin', 'kind', 'score', 'way']].sort_values(['path', 'twin'], ignore_index=True)
+
+def duplicate_of(table:pd.DataFrame, pairs:pd.DataFrame)->pd.Series:
+    "The first path of each file's like by `find_duplicates`; '' for that first one and for what has no like"
     row = pd.Series(np.arange(len(table)), table.path)
-    c = linked(len(table), row[pairs.path], row[pairs.twin]) if len(pairs) else np.arange(len(table))
+    c = linked(len(table), row[pairs.path], row[pairs.twin])
     first = table.path.groupby(c).transform('min')
     return first.where(first != table.path, '').rename('duplicate_of')

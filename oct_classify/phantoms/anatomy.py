@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/phantoms/anatomy.html.md""
 
 # %% auto #0
 __all__ = ['AXIAL_UM', 'LAYERS', 'ONL', 'EZ', 'OS', 'RPE', 'BRUCH', 'LESIONS', 'DISEASES', 'make_eye', 'thickness', 'Section',
-           'boundaries']
+           'grow_drusen', 'grow_edema', 'grow_vessels', 'boundaries']
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #3fcf05fa
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 
 from .optics import *
-from .optics import f4
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #1fa10244
 AXIAL_UM = 3.87 # depth of one row in µm, in a scan of 496 rows (Heidelberg Spectralis)
@@ -34,22 +33,19 @@ ONL,EZ,OS,RPE,BRUCH = 4,7,8,9,11 # rows of `Phantom.layers`
 LESIONS = ('drusen', 'RPE detachment', 'neovascular tissue', 'subretinal fluid', 'cyst', 'exudate')
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #4c21dfa6
-def make_eye(
-    rng, # numpy generator
-)->dict: # name → number or array
+def make_eye(rng)->dict:
     "What all scans of one eye share, drawn at random; lengths in mm where they run across, in µm where they run deep"
     n,u,b = len(LAYERS),partial(uniform, rng),partial(bell, rng)
-    return dict(thick=b(1, .045)*b(1, .06, (n,)), bright=b(1, .09, (n,)).clip(.75, 1.2), nasal=1-2*rng.integers(0, 2), age=u(0, 1), severity=u(.25, 1),
-        fovea=b(0, .35), miss=u(0, .2) if u(0, 1) < .9 else u(.2, 1.5), pit=u(.42, .72), round=u(0, 1), depth=u(.36, .58), tilt=b(0, .09),
-        curve=u(-6, 45) + (u(0, 80) if u(0, 1) < .1 else 0), pixel=u(10, 12.5), choroid=u(130, 420), fade=u(240, 700), stroma=u(.29, .45),
-        vessels=u(.12, .55), vessel_um=u(60, 160), fine=u(0, 1.3), texture=rng.integers(0, 4096, 2), hyaloid=u(0, 1) < .25, membrane=u(0, 1) < .25)
+    return dict(
+        thick=b(1, .045)*b(1, .06, (n,)), bright=b(1, .09, (n,)).clip(.75, 1.2), nasal=1-2*rng.integers(0, 2),
+        age=u(0, 1), severity=u(.25, 1), fovea=b(0, .35), miss=u(0, .2) if u(0, 1) < .9 else u(.2, 1.5),
+        pit=u(.42, .72), round=u(0, 1), depth=u(.36, .58), tilt=b(0, .09),
+        curve=u(-6, 45) + (u(0, 80) if u(0, 1) < .1 else 0), pixel=u(10, 12.5), choroid=u(130, 420),
+        fade=u(240, 700), stroma=u(.29, .45), vessels=u(.12, .55), vessel_um=u(60, 160), fine=u(0, 1.3),
+        texture=rng.integers(0, 4096, 2), hyaloid=u(0, 1) < .25, membrane=u(0, 1) < .25)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #612b4d57
-def thickness(
-    eye:dict, # of `make_eye`
-    x:np.ndarray, # (W,) mm from the fovea
-)->np.ndarray: # (10, W) µm
-    "How thick each healthy layer is"
+def thickness(eye:dict, x:np.ndarray)->np.ndarray:
+    "How thick each healthy layer of an eye of `make_eye` is at `x` (W,) mm from the fovea: (10, W) µm"
     r2 = x*x + eye['miss']*eye['miss']
     q,far = r2/(eye['pit']*eye['pit']),np.minimum(1, r2/10)
     pit = (1-eye['round'])/((1+q)*(1+q)) + eye['round']/(1+q*q)
@@ -69,41 +65,36 @@ class Section:
     w:int # columns
     cysts:list = field(default_factory=list) # (mm, between which layers, place 0-1, radii in mm and µm, brightness)
     dots:list = field(default_factory=list) # (mm, place 0-1, radius in µm, brightness)
+    solid:float = .5 # brightness of neovascular tissue
+    clumps:float = .12 # how much that varies
+
     def __post_init__(self):
+        self.u,self.b = partial(uniform, self.rng),partial(bell, self.rng)
         e,u = self.eye,self.u
         self.row,self.scale = AXIAL_UM*496/self.h,self.h/496 # µm per row; rows per row of a full scan
         col = np.arange(self.w)-self.w/2
         mm = col*(e['pixel']/(1000*self.scale))
         bow = mm/2.94
-        self.bruch = self.h*(e['depth']+u(-.03, .03)) + col*(e['tilt']+u(-.02, .02)) - self.scale*(e['curve']*bow*bow - 2*wave(self.rng, mm, 1.5)) # rows
+        level = self.h*(e['depth']+u(-.03, .03)) + col*(e['tilt']+u(-.02, .02))
+        self.bruch = level - self.scale*(e['curve']*bow*bow - 2*wave(self.rng, mm, 1.5)) # rows
         self.x = mm-e['fovea']
+        self.wave = partial(wave, self.rng, self.x)
         self.um = thickness(e, self.x)
-        for k in ('drusen', 'ped', 'tissue', 'fluid', 'no_ez', 'no_rpe'): setattr(self, k, np.zeros(self.w)) # ped: RPE detachment
-        self.through,self.shade = np.ones(self.w),np.ones(self.w) # light left by lesions and by vessels
-        self.blend,self.ragged = np.full(self.w, u(0, .25)),np.full(self.w, u(0, .06)) # layers that lose contrast; RPE of uneven thickness
+        self.drusen,self.ped,self.tissue,self.fluid = np.zeros((4, self.w)) # heights; ped: RPE detachment
+        self.no_ez,self.no_rpe = np.zeros((2, self.w)) # share of the layer's brightness that is lost
+        self.through,self.shade = np.ones((2, self.w)) # light left by lesions and by vessels
+        self.blend = np.full(self.w, u(0, .25)) # how much contrast the layers lose
+        self.ragged = np.full(self.w, u(0, .06)) # how uneven the thickness of the RPE is
         self.under = dict(drusen=u(.38, .66), ped=.45) # brightness of what lies under the RPE
-        self.solid,self.clumps = .5,.12 # brightness and clumping of neovascular tissue
-        self.no_ez += u(0, .2)*np.abs(wave(self.rng, self.x, .5))
-
-    def u(self, lo, hi):
-        "`uniform` from the section's generator"
-        return uniform(self.rng, lo, hi)
-
-    def b(self, mean, sd):
-        "`bell` from the section's generator"
-        return bell(self.rng, mean, sd)
+        self.no_ez += u(0, .2)*np.abs(self.wave(.5))
 
     def chance(self, p):
         "True with probability `p`"
         return self.rng.random() < p
 
-    def wave(self, period, octaves=1):
-        "A smooth random curve across the section"
-        return wave(self.rng, self.x, period, octaves)
-
-    def dome(self, at, half):
-        "A hill of half width `half` mm at `at` mm, with a round top or soft feet, at random"
-        return hill((self.x-at)/half, self.rng.integers(0, 2))
+    def dome(self, u):
+        "`hill` with a round top or soft feet, at random"
+        return hill(u, self.rng.integers(0, 2))
 
     @property
     def lift(self):
@@ -111,122 +102,132 @@ class Section:
         return np.maximum(self.drusen, self.ped)
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #b617b060
-def _drusen(s, sev):
+def grow_drusen(s:Section, severity):
+    "Bumps under the RPE, now and then a large flat one, and what wears out over them"
     at,spread = s.u(-1, 1),s.u(.5, 3)
-    for _ in range(1+int(s.u(0, 3)+sev*s.u(2, 20))):
+    for _ in range(1+int(s.u(0, 3)+severity*s.u(2, 20))):
         r = s.u(0, 1)
-        half = .05+(.08+.22*sev)*r*r
-        bump = s.dome(at+s.b(0, spread/1.5), half)
+        half = .05+(.08+.22*severity)*r*r
+        bump = s.dome((s.x-(at+s.b(0, spread/1.5)))/half)
         s.drusen = np.maximum(s.drusen, min(130, 12+half*1000*s.u(.1, .45))*bump)
         s.no_ez = np.maximum(s.no_ez, s.u(0, .8)*bump)
     near = plateau((s.x-at)/(1.5*spread))
-    if s.chance(.25): s.drusen = np.maximum(s.drusen, s.u(20, 40+80*sev)*s.dome(at, s.u(.25, .3+.5*sev))*(1+.4*s.wave(.4)))
-    s.drusen = s.drusen + near*s.u(2, 8+14*sev)*s.wave(s.u(.12, .3)).clip(0)
-    _wear(s, near, .7, .7, .4)
-    _foci(s, int(3*sev*s.u(0, 1)), at, spread)
+    if s.chance(.25):
+        large = s.u(20, 40+80*severity)*s.dome((s.x-at)/s.u(.25, .3+.5*severity))
+        s.drusen = np.maximum(s.drusen, large*(1+.4*s.wave(.4)))
+    s.drusen = s.drusen + near*s.u(2, 8+14*severity)*s.wave(s.u(.12, .3)).clip(0)
+    _wear_out(s, near, ez=.7, rpe=.7, ragged=.4)
+    _add_dots(s, int(3*severity*s.u(0, 1)), at, spread)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #ea93a94d
-def _wear(s, near, ez, rpe, ragged):
-    "Where a lesion is `near` (0-1), ellipsoid zone and RPE lose up to a share `ez`, `rpe` of their brightness, and the RPE grows ragged"
+def _wear_out(s, near, ez, rpe, ragged):
+    "Where a lesion is `near` (0-1), EZ and RPE lose shares up to `ez` and `rpe`, and the RPE grows `ragged`"
     s.no_ez = np.maximum(s.no_ez, near*s.u(0, ez)*np.abs(s.wave(.4, 2)).clip(0, 1))
     s.no_rpe = np.maximum(s.no_rpe, near*s.u(0, rpe)*np.abs(s.wave(.3, 2)).clip(0, 1))
     s.ragged = s.ragged + near*s.u(.05, ragged)
     s.through = s.through*(1+s.u(0, .5)*s.no_rpe*near)*(1+s.u(0, .15)*near*s.wave(.08, 2))
 
-def _foci(s, n, at, spread, um=(5, 14)):
+def _add_dots(s, n, at, spread, um=(5, 14)):
     "Bright dots between INL and ONL: exudates or single cells"
     for _ in range(n): s.dots.append((s.b(at, spread/2), s.u(.05, .95), s.u(*um), s.u(.5, 1)))
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #d54b8200
-_INNER,_OUTER,_ALL = (2, 3),(3, 5),(2, 5) # INL; OPL and ONL; all three
+_INL,_OUTER,_BOTH = (2, 3),(3, 5),(2, 5) # where cysts lie: INL; OPL and ONL; all three
 
-def _cysts(s, between, at, reach, size, sev):
-    "A row of cysts `between` two boundaries, `size` µm in radius at most"
-    mm,tall,water,dense = at-reach*s.u(.5, 1),s.u(.4, 1.3),s.u(.02, .13) if s.chance(.85) else s.u(.13, .2),s.u(.5, .75+.25*sev)
+def _add_cysts(s, between, at, reach, size, severity):
+    "A row of cysts, up to `size` µm in radius in its middle, within `reach` mm of `at`"
+    mm,tall = at-reach*s.u(.5, 1),s.u(.4, 1.3)
+    water = s.u(.02, .13) if s.chance(.85) else s.u(.13, .2) # brightness
+    dense = s.u(.5, .75+.25*severity)
     while mm < at+reach:
         rx = max(20, size*max(.2, 1-abs(mm-at)/reach)*s.u(.45, 1.15))/1000
         if s.chance(dense): s.cysts.append((mm+rx, between, s.u(0, 1), rx, 1000*rx*tall*s.u(.6, 1.4), water))
         mm += 2*rx+s.u(.004, .04)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #1fc21964
-def _dme(s, sev):
+def grow_edema(s:Section, severity):
+    "Diabetic macular edema: layers swell, with cysts, exudates and fluid under the retina"
     at = s.b(0, .25) if s.chance(.75) else s.u(-1.8, 1.8)
-    reach,cystoid = s.u(.4, .8+1.6*sev),s.chance(.88)
+    reach,cystoid = s.u(.4, .8+1.6*severity),s.chance(.88)
     swell = hill((s.x-at)/(reach*s.u(1.3, 2.2)), True)
-    s.um[2:5] *= 1+s.u(.1, .3+.6*sev)*swell
-    for layer,um in ((1, 50*s.u(0, 1)), (2, 80), (ONL, 200)): s.um[layer] += s.u(0, 20+um*sev)*swell
+    s.um[2:5] *= 1+s.u(.1, .3+.6*severity)*swell
+    for layer,um in ((1, 50*s.u(0, 1)), (2, 80), (ONL, 200)): s.um[layer] += s.u(0, 20+um*severity)*swell
     if cystoid:
-        _cysts(s, _OUTER if s.chance(.6) else _ALL, at, reach*s.u(.4, 1), s.u(70, 150)+s.u(0, 190*sev), sev)
-        if s.chance(.85): _cysts(s, _INNER, at, reach*s.u(.6, 1.3), 40+s.u(0, 110*sev), sev)
-        if s.chance(.3*sev): _cysts(s, (1, 2), at, reach*s.u(.4, 1), 20+s.u(0, 40*sev), sev)
-    if not cystoid or s.chance(.6): _foci(s, 2+int(40*sev*s.u(0, 1)*s.u(0, 1)), at+s.b(0, .4), reach*1.3, (6, s.u(10, 26)))
-    if not s.cysts or s.chance(.05+.3*sev): s.fluid = s.u(15, 40+90*sev)*hill((s.x-at)/s.u(.25, 1.1), True)
+        between,wide = _OUTER if s.chance(.6) else _BOTH,reach*s.u(.4, 1)
+        _add_cysts(s, between, at, wide, s.u(70, 150)+s.u(0, 190*severity), severity)
+        if s.chance(.85): _add_cysts(s, _INL, at, reach*s.u(.6, 1.3), 40+s.u(0, 110*severity), severity)
+        if s.chance(.3*severity): _add_cysts(s, (1, 2), at, reach*s.u(.4, 1), 20+s.u(0, 40*severity), severity)
+    if not cystoid or s.chance(.6):
+        n = 2+int(40*severity*s.u(0, 1)*s.u(0, 1))
+        _add_dots(s, n, at+s.b(0, .4), reach*1.3, (6, s.u(10, 26)))
+    if not s.cysts or s.chance(.05+.3*severity):
+        s.fluid = s.u(15, 40+90*severity)*hill((s.x-at)/s.u(.25, 1.1), True)
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #c8df2f35
-def _detachment(s, u, sev):
-    "Fibrovascular and lumpy, or a dark serous dome"
+def _add_detachment(s, u, severity):
+    "Fibrovascular and lumpy, or a dark serous dome; `u` (W,) is -1 to 1 across the lesion"
     serous = s.chance(.3)
-    s.ped = s.u(50, 100+s.u(0, 230*sev))*hill(u, s.rng.integers(0, 2))*(1+s.u(.1, .9)*s.wave(s.u(.3, 1), 2)).clip(.05)
-    s.under['ped'],s.clumps = (s.u(.08, .25),.05) if serous else (s.u(.3, .55),s.u(.05, .35))
+    high = s.u(50, 100+s.u(0, 230*severity))*s.dome(u)
+    s.ped = high*(1+s.u(.1, .9)*s.wave(s.u(.3, 1), 2)).clip(.05)
+    s.under['ped'] = s.u(.08, .25) if serous else s.u(.3, .55)
+    s.clumps = .05 if serous else s.u(.05, .35)
     s.through = s.through*(1-s.u(0, .35)*hill(u))
 
-def _ingrowth(s, at, half, sev):
+def _add_tissue(s, at, half, severity):
     "Bright tissue between RPE and photoreceptors"
     core = (s.x-at-s.u(-.3, .3)*half)/(half*s.u(.5, 1.1))
-    s.tissue = s.u(40, 90+150*sev)*np.minimum(1, s.u(1, 2.5)*hill(core, s.rng.integers(0, 2)))*(1+.6*s.wave(.4, 3)).clip(.05)
+    s.tissue = s.u(40, 90+150*severity)*np.minimum(1, s.u(1, 2.5)*s.dome(core))*(1+.6*s.wave(.4, 3)).clip(.05)
     s.no_rpe = np.maximum(s.no_rpe, plateau(core)*s.u(.3, 1)*np.abs(1.5*s.wave(.3, 2)).clip(0, 1))
     s.solid,s.clumps = s.u(.45, .7),s.u(.1, .5)
     s.through = s.through*(1-s.u(-.2, .4)*hill(core))
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #2d3870a3
-def _response(s, at, half, u, sev):
-    "What the retina above does: swell, form cysts, or waste away"
+def _respond(s, at, half, severity):
+    "What the retina above new vessels does: swell, form cysts, or waste away"
+    u = (s.x-at)/half
     if s.chance(.6): s.um[1:5] *= 1+s.u(.05, .4)*hill(u/1.8, True)
     if s.chance(.4):
-        s.um[2:5] *= 1+s.u(.05, .4+.5*sev)*hill(u/1.4, True)
-        _cysts(s, (_INNER, _OUTER, _ALL)[s.rng.integers(3)], at, half*s.u(.3, 1), 30+s.u(0, 90*sev), .5*sev)
+        s.um[2:5] *= 1+s.u(.05, .4+.5*severity)*hill(u/1.4, True)
+        between = (_INL, _OUTER, _BOTH)[s.rng.integers(3)]
+        _add_cysts(s, between, at, half*s.u(.3, 1), 30+s.u(0, 90*severity), .5*severity)
     elif s.chance(.5): s.um[1:5] *= 1-s.u(.1, .45)*hill(u/1.2)
-    _foci(s, int(14*sev*s.u(0, 1)*s.u(0, 1)), at, half)
+    _add_dots(s, int(14*severity*s.u(0, 1)*s.u(0, 1)), at, half)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #b6ab57c8
-def _cnv(s, sev):
-    at,half,kind = s.b(0, .7),s.u(.5, 1+1.6*sev),s.u(0, 1)
+def grow_vessels(s:Section, severity):
+    "Choroidal neovascularisation: a detachment, tissue or both, fluid, and the loss of what lies above"
+    at,half,kind = s.b(0, .7),s.u(.5, 1+1.6*severity),s.u(0, 1)
     u = (s.x-at)/half
-    if kind < .65: _detachment(s, u, sev)
-    if kind > .38: _ingrowth(s, at, half, sev)
-    if s.chance(.55): s.fluid = s.u(10, 30+130*sev)*hill((s.x-at-s.u(-1.1, 1.1)*half)/(half*s.u(.4, 1.1)), True)
+    if kind < .65: _add_detachment(s, u, severity)
+    if kind > .38: _add_tissue(s, at, half, severity)
+    if s.chance(.55):
+        high,beside = s.u(10, 30+130*severity),s.u(-1.1, 1.1)*half
+        s.fluid = high*hill((s.x-at-beside)/(half*s.u(.4, 1.1)), True)
     s.no_ez = np.maximum(s.no_ez, plateau(u/1.3)*s.u(.6, 1))
     s.um[5:8] *= 1+s.u(-.4, .3)*plateau(u/1.3)
     s.blend = np.maximum(s.blend, s.u(0, .8)*plateau(u/1.4))
-    if s.chance(.4): _drusen(s, .6*sev)
-    _wear(s, plateau(u/1.1), 1, .9, .6)
-    _response(s, at, half, u, sev)
+    if s.chance(.4): grow_drusen(s, .6*severity)
+    _wear_out(s, plateau(u/1.1), ez=1, rpe=.9, ragged=.6)
+    _respond(s, at, half, severity)
 
-DISEASES = dict(CNV=_cnv, DME=_dme, DRUSEN=_drusen, NORMAL=lambda *_: None)
+DISEASES = dict(CNV=grow_vessels, DME=grow_edema, DRUSEN=grow_drusen, NORMAL=lambda s, severity: None)
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #e3ec6002
-def _smooth(v, n):
+def _smoothed(v, n):
     "Mean over 2n+1 columns, twice"
     for _ in range(2):
         c = np.cumsum(np.pad(v, (n+1, n), 'edge'))
         v = (c[2*n+1:]-c[:-2*n-1])/(2*n+1)
     return v
 
-def _yield(s):
-    "Layers make room for what lies below them"
+def _make_room(s):
+    "Layers yield to what lies below them"
     push = s.lift+s.tissue+s.fluid
-    passed_on = s.u(.3, .8)*_smooth(push, max(1, int(.12/(s.x[1]-s.x[0]))))
+    passed_on = s.u(.3, .8)*_smoothed(push, max(1, int(.12/(s.x[1]-s.x[0]))))
     s.um[ONL] = np.maximum(s.um[ONL]-(push-passed_on), .22*s.um[ONL])
     s.um[:5] *= 1+s.u(.01, .06)*np.stack([s.wave(.8, 2) for _ in range(5)])
     s.um[OS] *= 1-.75*np.minimum(1, s.lift/30)
     s.um[RPE] *= (1+s.ragged*s.wave(.1)).clip(.2)
 
-# %% ../../nbs/api/phantoms/anatomy.ipynb #3d2a19b1
-def boundaries(
-    s:Section, # with its disease; its layers are moved in place, so call this once
-)->np.ndarray: # (12, W) float32, in rows
-    "The upper edge of each layer, the lower edge of the RPE, Bruch's membrane"
-    _yield(s)
+def boundaries(s:Section)->np.ndarray:
+    "Upper edges of layers, lower edge of the RPE, Bruch's membrane (12, W) float32, in rows; call it once per section"
+    _make_room(s)
     b = [s.bruch, s.bruch-s.lift/s.row]
     for i in reversed(range(len(LAYERS))):
         gap = (s.tissue+s.fluid)/s.row if i == OS else 0
