@@ -123,11 +123,10 @@ def training_facts(c:dict)->dict:
     return facts | _known(batch_size=c.get('bs'), rate=f'{c["lr"]:g}' if c.get('lr') else None, augmentations=changes)
 
 # %% ../../nbs/api/reporting/checklist.ipynb #5a9903e3
-def separation_of(m:dict, lone:int|None)->tuple: # official, file, leak, verified, unverified or None; whose are hidden
+def separation_of(m:dict, lone:int|None)->tuple: # verified, unverified, leak or the policy; whose are hidden
     "Are patients and duplicates on one side only? `lone`: test scans of unknown patients, None where that is not known"
     policy,check = m.get('policy'),m.get('split_check')
-    if policy in ('official', 'file'): return policy, None
-    if policy not in ('clean', 'patient'): return None, None
+    if policy not in ('clean', 'patient'): return policy, None
     if check and check['leak']: return 'leak', None
     unknown = check['unknown'] if check else {}
     hidden = ', '.join(f'{n:,} of {check["scans"][side]:,} {side} scans' for side,n in unknown.items())
@@ -187,8 +186,7 @@ def matrix_facts(m:dict)->dict:
     if not o: return {}
     t = pd.DataFrame(o['counts'], o['classes'], o['classes'])
     rows,n = t.sum(axis=1),int(t.values.sum())
-    names = ', '.join(t)
-    facts = _known(class_names=names, matrix_classes=names, rows=_counts_text(rows), answers=f'{n:,}',
+    facts = _known(class_names=', '.join(t), matrix_classes=', '.join(t), rows=_counts_text(rows), answers=f'{n:,}',
         wrong=f'{n-t.values.trace():,}', shares=', '.join(f'{c} {100*v/max(n, 1):.0f} %' for c,v in rows.items()),
         matrix='; '.join(' '.join(map(str, (c, *r))) for c,r in zip(t, t.values)))
     if not {*URGENT} <= {*t}: return facts
@@ -226,8 +224,7 @@ def run_facts(m:dict, c:dict)->dict:
         code_version=versions.get('oct_classify'), kept='metrics.json' if m.get('made') else None,
         unread=', '.join(unread), strata=', '.join(variables))
     if notes is None or 'scans' in m: return facts
-    evaluated = 'bundle' if 'bundle' in m else 'table'
-    return facts | _known(evaluated=evaluated, remarks=' '.join(notes), remark_count=len(notes))
+    return facts | _known(evaluated='bundle' if 'bundle' in m else 'table', remarks=' '.join(notes), notes=len(notes))
 
 def facts_from(
     metrics:dict, # content of metrics.json; any key may be missing

@@ -32,5 +32,4 @@ def write_page(
 ):
     "Write a self-contained page, complete or not at all; raises `OctError` where the disk refuses"
     made = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
-    html = render(template, heading=heading, made=made, **values)
-    with atomic_write(path) as f: f.write(html)
+    with atomic_write(path) as f: f.write(render(template, heading=heading, made=made, **values))

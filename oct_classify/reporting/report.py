@@ -131,8 +131,7 @@ def plot_samples(
 def plot_counts(df:pd.DataFrame)->Figure:
     "Scans per class and side of a split table"
     t = df.pivot_table(index='label', columns='split', values='path', aggfunc='count').fillna(0)
-    fig = Figure(figsize=(4.6, 2.5), layout='constrained')
-    ax = fig.add_subplot()
+    ax = Figure(figsize=(4.6, 2.5), layout='constrained').add_subplot()
     left = 0
     for side,shade in zip(SPLITS, ('#4878A8', '#90B4D6', '#222222', '#CCCCCC')):
         if side not in t or not t[side].sum(): continue
@@ -144,21 +143,20 @@ def plot_counts(df:pd.DataFrame)->Figure:
     ax.legend(fontsize=8, frameon=False, ncols=4, loc='lower left', bbox_to_anchor=(-.15, 1), columnspacing=.8,
         handlelength=1)
     ax.spines[['top', 'right']].set_visible(False)
-    return fig
+    return ax.figure
 
 # %% ../../nbs/api/reporting/report.ipynb #272be3cd
 def _by_epoch(history:list)->pd.DataFrame:
     "One row per epoch, the mean over the networks; what was never measured is left out"
     h = pd.DataFrame(history)
-    measured = [c for c in ('train_loss', 'valid_loss', 'valid_accuracy') if c in h]
-    return h[measured].astype(float).groupby(h.epoch).mean().dropna(axis=1, how='all')
+    measured = h.filter(items=['train_loss', 'valid_loss', 'valid_accuracy']).astype(float)
+    return measured.groupby(h.epoch).mean().dropna(axis=1, how='all')
 
 def training_course(history:list)->dict: # networks, epochs, accuracy (None: not measured)
     "What the sentence above the curves is made of"
     h = pd.DataFrame(history)
     accuracy = _by_epoch(history).get('valid_accuracy', [None])
-    networks = h.member.nunique() if 'member' in h else 1
-    return dict(networks=networks, epochs=sorted(set(h.epoch)), accuracy=list(accuracy)[-1])
+    return dict(networks=h.get('member', pd.Series([1])).nunique(), epochs=sorted({*h.epoch}), accuracy=[*accuracy][-1])
 
 def plot_curves(history:list)->Figure|None:
     "Loss and validation accuracy by epoch, where measured; epoch 0 is the head alone. None for fewer than two epochs"
@@ -191,15 +189,14 @@ def plot_intervals(figs:dict)->Figure:
     "Figures that are shares, with their 95 % intervals"
     shown = {*MAIN, *(k for k in figs if k.startswith(('sensitivity_', 'specificity_')))}-{'weighted_error'}
     names = [k for k,o in figs.items() if k in shown and o['value'] is not None]
-    fig = Figure(figsize=(4.6, .26*len(names)+.6), layout='constrained')
-    ax = fig.add_subplot()
+    ax = Figure(figsize=(4.6, .26*len(names)+.6), layout='constrained').add_subplot()
     for i,name in enumerate(names):
         o,c = figs[name],name.rpartition('_')[2]
         shade = colour(c) if c in CLASSES else '#222222'
         ax.plot([o['low']*100, o['high']*100], [i, i], color=shade, lw=2.5, alpha=.55)
         ax.plot(o['value']*100, i, 'o', color=shade, ms=5)
     _figure_axis(ax, names, 'dot')
-    return fig
+    return ax.figure
 
 # %% ../../nbs/api/reporting/report.ipynb #613e9c29
 def difference_text(o:dict)->str:
@@ -245,8 +242,7 @@ def errors_section(test:pd.DataFrame, data)->str:
     plots = dict(gallery=confusion_gallery, losses=plot_top_losses, typical=plot_typical) if at_hand else {}
     drawn = {k: plot(p, data) for k,plot in plots.items()}
     pictures = {k: data_uri(fig) for k,fig in drawn.items() if fig is not None}
-    wrong = (p.predicted != p.label).sum()
-    return render('errors.html.j2', n=f'{wrong:,}', of=f'{len(p):,}', at_hand=at_hand, **pictures)
+    return render('errors.html.j2', wrong=sum(p.predicted != p.label), scans=len(p), at_hand=at_hand, **pictures)
 
 # %% ../../nbs/api/reporting/report.ipynb #228a2671
 def comparison_section(m:dict)->str:
@@ -331,8 +327,7 @@ def plot_sides(policies:dict)->Figure:
     "Figures of several policies with their 95 % intervals, one below the other"
     known = [{k for k,o in m['test'].items() if o['value'] is not None} for m in policies.values()]
     names = [k for k in MAIN if k in set.intersection(*known) and k != 'weighted_error']
-    fig = Figure(figsize=(7, .42*len(names)+1), layout='constrained')
-    ax = fig.add_subplot()
+    ax = Figure(figsize=(7, .42*len(names)+1), layout='constrained').add_subplot()
     for j,(policy,shade) in enumerate(zip(policies, ('#222222', '#4878A8', '#E69F00'))):
         t = 100*pd.DataFrame([policies[policy]['test'][k] for k in names])
         y = np.arange(len(names))+(j-(len(policies)-1)/2)*.22
@@ -340,7 +335,7 @@ def plot_sides(policies:dict)->Figure:
         ax.plot(t.value, y, 'osD'[j], color=shade, ms=5, label=policy)
     _figure_axis(ax, names, 'mark')
     ax.legend(fontsize=8, frameon=False, ncols=3, loc='lower left', bbox_to_anchor=(0, 1))
-    return fig
+    return ax.figure
 
 def write_comparison(
     path, # report.html
