@@ -284,7 +284,7 @@ def memory(c, folder):
     while len(tried) < 3 and bs > 1:
         learn, recipe = our_learner(packed, c['arch'], bs=bs, epochs=1)
         try:
-            with memory_advice(learn, bs, 1, recipe.precision): fine_tune(learn, recipe)
+            with memory_advice(learn, recipe.precision): fine_tune(learn, recipe)
             return dict(limit_gb=8, asked=1024, advice=tried, fits=bs, passed=len(tried) == 1, peak_gb=peak_gb())
         except OctError as e:
             tried.append(str(e))

@@ -7,8 +7,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md""
 # %% auto #0
 __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_threads_after', 'settle_threads', 'class_weights',
            'oct_learner', 'is_memory_error', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune',
-           'fastest', 'estimate', 'minutes', 'announce', 'largest_batch', 'memory_advice', 'this_device', 'distributed',
-           'teach', 'unreadable', 'input_statistics', 'Trained', 'training_loaders', 'training_request', 'train']
+           'fastest', 'seconds_per_scan', 'minutes', 'announce', 'largest_batch', 'memory_advice', 'this_device',
+           'distributed', 'teach', 'unreadable', 'input_statistics', 'Trained', 'training_loaders', 'training_request',
+           'train']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
 import contextlib, ctypes, gc, os, time, timeit, traceback
@@ -130,19 +131,17 @@ def features(
 def fit_head(
     learn:Learner, # from `oct_learner`
     net:nn.Sequential, # its network
-    epochs:int=30, # over cached features
-    lr:float=1e-2, # at its peak
-    precision:str='fp32', # on a GPU
+    options:Options=Options(), # `precision`, on a GPU
 )->float: # validation accuracy
     "Fit the head alone on cached features of the frozen body"
     t,v = learn.dls.train_ds,learn.dls.valid_ds
-    ft = torch.cat([features(net, t, mirror=m, precision=precision) for m in (False, True)])
+    ft = torch.cat([features(net, t, mirror=m, precision=options.precision) for m in (False, True)])
     train = TensorDataset(ft, torch.from_numpy(t.y).repeat(2))
     train = DataLoader(train, bs=64, shuffle=True, drop_last=len(ft) > 64, num_workers=0) # draws a number
-    valid = TensorDataset(features(net, v, precision=precision), torch.from_numpy(v.y))
+    valid = TensorDataset(features(net, v, precision=options.precision), torch.from_numpy(v.y))
     dls = DataLoaders(train, DataLoader(valid, bs=256, num_workers=0), device=learn.dls.device)
     head = Learner(dls, net.head, loss_func=learn.loss_func, wd=.01, metrics=accuracy)
-    with head.no_bar(), head.no_logging(): head.fit_one_cycle(epochs, lr)
+    with head.no_bar(), head.no_logging(): head.fit_one_cycle(30, 1e-2)
     return head.recorder.values[-1][-1]
 
 # %% ../../nbs/api/training/learner.ipynb #488cd807
@@ -201,27 +200,20 @@ def fastest(work)->float: # seconds
     if took[0] < 2: took += timeit.repeat(work, number=1, repeat=2)
     return min(took)
 
-def estimate(
-    net:nn.Sequential, # on its device
-    size:tuple, # (height, width) in pixels
-    n_train:int, # scans
-    n_other:int, # scans in validation and test
-    epochs:int, # of all layers
-    precision:str='fp32', # of the training steps
-)->float: # seconds
-    "How long training and evaluation will take on this machine, from a few timed batches of four scans"
-    dev = next(net.parameters()).device
-    x = torch.zeros(4, *size, dtype=torch.uint8, device=dev)
+def seconds_per_scan(net:nn.Module, size:tuple, precision:str='fp32')->tuple: # to look at, to learn from
+    "Timed on batches of four scans of (height, width) pixels"
+    device = next(net.parameters()).device
+    x = torch.zeros(4, *size, dtype=torch.uint8, device=device)
     def look():
         with torch.no_grad(): net(x).cpu() # waits for a GPU
     def learn():
-        with autocast(dev, precision): z = net(x)
+        with autocast(device, precision): z = net(x)
         z.float().sum().backward()
-        if dev.type == 'cuda': torch.cuda.synchronize()
+        if device.type == 'cuda': torch.cuda.synchronize()
     net.eval()
-    seen,learned = fastest(look)/4,fastest(learn)/4
+    times = fastest(look)/4,fastest(learn)/4
     net.zero_grad(set_to_none=True)
-    return 2*seen*(n_train+n_other) + epochs*(n_train*learned + n_other*seen)
+    return times
 
 def minutes(seconds:float)->str:
     "A duration for people"
@@ -238,15 +230,17 @@ def announce(
     options:Options, # of `filled`
 ):
     "Say what the work will take and, over half an hour, a faster choice; draws no random number that others miss"
+    def total(times, epochs):
+        look,learn = times
+        return 2*look*(n_train+n_other) + epochs*(n_train*learn + n_other*look)
     with torch.random.fork_rng():
-        seconds = estimate(net, size, n_train, n_other, options.epochs, options.precision)
-        advice = ''
-        if seconds > 1800:
+        times = seconds_per_scan(net, size, options.precision)
+        seconds,choice,faster = total(times, options.epochs),'--freeze, the head alone',total(times, 0)
+        if seconds > 1800 and arch != FALLBACK:
             small = to_device_fast(network(FALLBACK, size=size), next(net.parameters()).device)
-            fast,choice = estimate(small, size, n_train, n_other, options.epochs),f'--arch {FALLBACK}'
-            if arch == FALLBACK or fast > seconds/1.5:
-                fast,choice = estimate(net, size, n_train, n_other, 0),'--freeze, the head alone'
-            advice = f' A run with {choice} (about {minutes(fast)}) is faster. Going on.'
+            other = total(seconds_per_scan(small, size), options.epochs)
+            if other < seconds/1.5: choice,faster = f'--arch {FALLBACK}',other
+    advice = f' A run with {choice} (about {minutes(faster)}) is faster. Going on.' if seconds > 1800 else ''
     say(f'Training {arch} on {n_train:,} scans: about {minutes(seconds)} on this machine.{advice}')
 
 # %% ../../nbs/api/training/learner.ipynb #17034e90
@@ -266,13 +260,8 @@ def largest_batch(
     return 0
 
 @contextlib.contextmanager
-def memory_advice(
-    learn:Learner, # that is being fitted
-    bs:int, # scans per step of this process
-    processes:int=1, # how many train together
-    precision:str='fp32', # of the steps
-):
-    "Turn running out of memory into an `OctError` with the batch size that fits"
+def memory_advice(learn:Learner, precision:str='fp32'):
+    "Turn running out of memory in steps of that precision into an `OctError` with the batch size that fits"
     try:
         yield
         return
@@ -288,6 +277,7 @@ def memory_advice(
         with autocast(device, precision): loss = net(x).float().sum()
         loss.backward()
         net.zero_grad(set_to_none=True)
+    bs,processes = learn.dls.train.bs,max(num_distrib(), 1)
     fits = largest_batch(step, bs)*processes
     advice = f'use --bs {fits}, which does' if fits else 'choose a smaller --size or a smaller --arch'
     where = 'GPU' if device.type == 'cuda' else 'machine'
@@ -301,16 +291,20 @@ def this_device()->torch.device:
         return PartialState(cpu=not torch.cuda.is_available()).device
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
-def distributed(learn:Learner):
-    "fastai's context for several processes, or none"
+def distributed(learn:Learner, frozen:bool=False):
+    "fastai's context for several processes, or none; `frozen`: some stages get no gradient"
     if num_distrib() <= 1: return contextlib.nullcontext()
     from accelerate import DistributedDataParallelKwargs
     learn.unfreeze()
+    x = torch.zeros(2, *learn.dls.train_ds.packed.size, dtype=torch.uint8, device=learn.dls.device)
+    with torch.random.fork_rng(): learn.model.eval()(x).sum().backward()
+    unused = any(p.grad is None for p in learn.model.parameters()) # some of timm's have weights without effect
+    learn.model.zero_grad(set_to_none=True)
     learn.dls.loaders = [sharded(dl, rank_distrib(), num_distrib()) for dl in learn.dls.loaders]
     if learn.dls.device.type == 'cuda': # torch's own would drop the activations that timm puts into batch norm
         learn.model = timm.layers.convert_sync_batchnorm(learn.model)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True) # frozen stages, and spare weights of timm's
-    return learn.distrib_ctx(sync_bn=False, mixed_precision='no', kwargs_handlers=[unused])
+    kwargs = [DistributedDataParallelKwargs(find_unused_parameters=unused or frozen)]
+    return learn.distrib_ctx(sync_bn=False, mixed_precision='no', kwargs_handlers=kwargs)
 
 # %% ../../nbs/api/training/learner.ipynb #ce42c6bd
 def teach(
@@ -325,18 +319,19 @@ def teach(
     "Fit the head, then all layers"
     begun = time.time()
     if not random_start and not (checkpoint and checkpoint.state):
-        if options.head == 'logistic': right = fit_logistic(learn, net, options)
-        else: right = fit_head(learn, net, precision=options.precision)
+        fit = dict(logistic=fit_logistic, steps=fit_head)[options.head]
+        right = fit(learn, net, options)
         history.add(epoch=0, valid_accuracy=right)
         say(f'Head fitted on frozen features: validation accuracy {right:.1%} ({time.time()-begun:.0f} s)')
     if not options.epochs: return
     if options.compile: net.body.compile()
     cbs = [*callbacks(options, net, learn.dls, random_start), history, *cbs]
-    advice = memory_advice(learn, learn.dls.train.bs, max(num_distrib(), 1), options.precision)
-    asked = stop_signals() if checkpoint else contextlib.nullcontext() # without states there is nothing to end tidily
-    with advice, distributed(learn), asked as stop:
-        if checkpoint: checkpoint.asked = stop
-        fine_tune(learn, options, [*cbs, checkpoint] if checkpoint else cbs)
+    asked = stop_signals() if checkpoint else contextlib.nullcontext() # without states nothing is to be ended tidily
+    with memory_advice(learn, options.precision), distributed(learn, options.frozen > 0), asked as stop:
+        if checkpoint:
+            checkpoint.asked = stop
+            cbs.append(checkpoint)
+        fine_tune(learn, options, cbs)
 
 def unreadable(packed:Packed, table:pd.DataFrame)->dict: # {side: {path: why}}
     "Scans of training and validation that could be read when the table was made and not when they were packed"

@@ -103,11 +103,7 @@ class Body(nn.Module):
 # %% ../../nbs/api/training/network.ipynb #f0f4367c
 class Stages(nn.Module):
     "Mean and maximum of the maps of the last `stages` stages and of the last map; gives (N, channels, 1, 1)"
-    def __init__(self,
-        model, # of timm
-        size:tuple, # (height, width) in pixels
-        stages:int, # how many, from the last
-    ):
+    def __init__(self, model, size, stages):
         super().__init__()
         self.model,self.stages,self.kind = model.eval(),stages,'vector'
         with torch.no_grad(): self.channels = self(torch.zeros(1, 3, *size)).shape[1]
@@ -176,11 +172,8 @@ def network(
     return assembled(create(arch, size), n_classes, size, stages)
 
 # %% ../../nbs/api/training/network.ipynb #d7bedea7
-def both(
-    net:nn.Module, # of `network`
-    x:torch.Tensor, # (N, H, W) uint8
-)->tuple: # logits (N, n_classes), pooled features (N, channels of all bodies)
-    "Logits and the features that the head reads, in one pass"
+def both(net:nn.Module, x:torch.Tensor)->tuple: # logits (N, n_classes), pooled features (N, channels of all bodies)
+    "Logits and the features that the head reads, of (N, H, W) uint8 pixels in one pass"
     if isinstance(net, Ensemble):
         z,f = zip(*(both(m, x) for m in net.members))
         return torch.stack(z).mean(0), torch.cat(f, 1)
