@@ -57,9 +57,8 @@ KAGGLE = 'paultimothymooney/kermany2018'
 def login_files(name:str)->list:
     "The files called `name` in the folders where Kaggle's client keeps its logins"
     config = os.environ.get('XDG_CONFIG_HOME') or '~/.config'
-    folders = [os.environ.get('KAGGLE_CONFIG_DIR'), '~/.kaggle', f'{config}/kaggle']
-    files = [Path(d).expanduser()/name for d in folders if d]
-    return [f for f in files if f.is_file()]
+    folders = os.environ.get('KAGGLE_CONFIG_DIR'), '~/.kaggle', f'{config}/kaggle'
+    return [f for f in (Path(d).expanduser()/name for d in folders if d) if f.is_file()]
 
 def find_login()->tuple:
     "(keyword arguments for Kaggle's client, where they were found); ({}, '') where there is no login"
@@ -84,8 +83,8 @@ def kaggle_login()->tuple:
     again = 'make a new token on https://www.kaggle.com/settings and'
     try: login,where = find_login()
     except (OSError, ValueError, KeyError, TypeError):
-        raise OctError(f"A file with a Kaggle login is there but can't be used: {again} put it into "
-                       '~/.kaggle/access_token.') from None
+        again += ' put it into ~/.kaggle/access_token.'
+        raise OctError(f"A file with a Kaggle login is there but can't be used: {again}") from None
     if not all(re.fullmatch('[!-~]+', o or '') for o in login.values()):
         raise OctError(f'The Kaggle login from {where} holds characters that no login has: {again} copy it whole.')
     return login, where
