@@ -208,7 +208,7 @@ def plot_means(t, root)->Figure:
     "The mean of up to 200 prepared scans of each class, side by side"
     classes = dict(list(usable(t).groupby('label')))
     means = []
-    for label,o in classes.items():
+    for o in classes.values():
         paths = [Path(root)/p for p in o.sample(min(200, len(o)), random_state=0).path]
         px,whys = prepare_many(paths, (124, 128), 'whole')
         means.append(px[[not w for w in whys]].mean(0))
