@@ -76,7 +76,8 @@ def average_precision(positives:np.ndarray, negatives:np.ndarray)->np.ndarray:
 # %% ../../nbs/api/evaluation/bootstrap.ipynb #6b7af732
 def student_t(patients:int, draws:np.ndarray|None=None, least:int=4)->float:
     "97.5 % point of Student's t for so many patients; for fewer, but `least`, where draws have heavy tails: few decide"
-    heavy,most = 0 if draws is None else max(0, stats.kurtosis(draws))/2,max(patients-1, 1)
+    heavy = 0 if draws is None else max(0, stats.kurtosis(draws))/2
+    most = max(patients-1, 1)
     return stats.t.ppf(.975, max(1/(1/most+heavy), min(least, most)))
 
 def few_patients(n:int)->float:
@@ -148,10 +149,11 @@ def share(
     who = np.arange(len(hit)) if who is None else np.asarray(who)
     n = int((among > 0).sum())
     if not n: return with_limits(np.nan, np.nan, np.nan, 0)
-    hit,limited = np.where(among > 0, hit, 0.).astype(float),np.isfinite(worst)
-    kind = 'mean' if limited else 'log'
-    if among.max() <= 1 and set(np.unique(hit)) <= {0., worst}: kind = 'share'
-    value,a,b = hit.sum()/among.sum(),np.bincount(who, hit),np.bincount(who, among)
+    hit = np.where(among > 0, hit, 0.).astype(float)
+    a,b = np.bincount(who, hit),np.bincount(who, among)
+    value = hit.sum()/among.sum()
     draws = ratio_draws(a, b, resamples, seed) if len(b) <= 20_000 else normal_draws(value, a, b)
-    low,high = interval(value, draws, int((b > 0).sum()), kind, (0., worst if limited else 1.))
+    kind,scale = ('mean', (0., worst)) if np.isfinite(worst) else ('log', (0., 1.))
+    if among.max() <= 1 and set(np.unique(hit)) <= {0., worst}: kind = 'share'
+    low,high = interval(value, draws, int((b > 0).sum()), kind, scale)
     return with_limits(value, low, high, n)

@@ -44,10 +44,11 @@ def reliability(
 )->pd.DataFrame: # one row per bin that holds a scan: n, confidence (mean), accuracy (share that came true), low, high
     "Confidence against what came true, with 95 % intervals from resampling patients"
     df = check_predictions(df)
-    (score,hit),who,rows = claims(df, what),patients_of(df),[]
-    at = bin_of(score, bins, equal)
+    score,hit = claims(df, what)
+    at,rows = bin_of(score, bins, equal),[]
     for b in np.unique(at):
-        o,sure = share(hit, at == b, who, resamples),float(score[at == b].mean())
+        o = share(hit, at == b, patients_of(df), resamples)
+        sure = float(score[at == b].mean())
         rows.append(dict(n=o['n'], confidence=sure, accuracy=o['value'], low=o['low'], high=o['high']))
     return pd.DataFrame(rows)
 
@@ -80,7 +81,8 @@ BINS = 15 # of equal width, for the ECE: the literature's usual number
 
 def gaps_by_patient(df:pd.DataFrame, what:str|None=None)->np.ndarray:
     "What each patient's scans add to the gap of each bin (P, BINS)"
-    (score,hit),who = claims(df, what),patients_of(df)
+    score,hit = claims(df, what)
+    who = patients_of(df)
     gaps = np.zeros((who.max()+1, BINS))
     np.add.at(gaps, (who, bin_of(score, BINS, 'width')), hit-score)
     return gaps
@@ -88,17 +90,21 @@ def gaps_by_patient(df:pd.DataFrame, what:str|None=None)->np.ndarray:
 def ece(df:pd.DataFrame, what:str|None=None, resamples:int=2000, seed:int=0)->dict:
     "ECE with 95 % limits: percentiles without what resampling adds; from 0 where chance alone explains the gaps"
     gaps = gaps_by_patient(df, what)
-    total,drawn = gaps.sum(0),resampled(np.column_stack([gaps, np.bincount(patients_of(df))]), resamples, seed)
-    v,draws = abs(total).sum()/len(df),abs(drawn[:,:-1]).sum(1)/drawn[:,-1]
+    total = gaps.sum(0)
+    v = abs(total).sum()/len(df)
+    drawn = resampled(np.column_stack([gaps, np.bincount(patients_of(df))]), resamples, seed)
+    draws = abs(drawn[:,:-1]).sum(1)/drawn[:,-1]
     chance = abs(drawn[:,:-1]-total).sum(1)/len(df)
-    (low,high),added = np.quantile(draws, (.025, .975)),draws.mean()-v
+    low,high = np.quantile(draws, (.025, .975))
+    added = draws.mean()-v
     least,most = min(low-added, 2*v-high, v),max(high-added, 2*v-low, v)
     return with_limits(v, 0. if v <= np.quantile(chance, .975) else max(least, 0.), min(most, 1.), len(df))
 
 def ece_expected(df:pd.DataFrame, what:str|None=None, seed:int=0)->dict:
     "ECE that a perfectly calibrated model with these confidences shows: mean, and range of 95 % of 400 drawn tests"
-    score,rng = claims(df, what)[0],np.random.default_rng(seed)
-    n,at = len(score),bin_of(score, BINS, 'width')
+    score,_ = claims(df, what)
+    at,n = bin_of(score, BINS, 'width'),len(score)
+    rng = np.random.default_rng(seed)
     got = [abs(np.bincount(at, (rng.random(n) < score)-score)).sum()/n for _ in range(400)]
     return with_limits(np.mean(got), np.quantile(got, .025), np.quantile(got, .975), n)
 
@@ -122,14 +128,14 @@ def plot_reliability(
 )->Figure:
     "Reliability diagram with 95 % intervals, and how many scans have which confidence"
     df,c = check_predictions(df),colour(what)
-    r,measured,expected = reliability(df, what=what),ece(df, what),ece_expected(df, what)
+    r = reliability(df, what=what)
     ylabel,xlabel = 'share right', 'confidence in the class called'
     if what is not None: ylabel,xlabel = 'share that had it', f'stated probability of {what}'
     if what == 'urgent': xlabel += ' disease'
     fig = Figure(figsize=(4.8, 5), layout='constrained')
     ax,lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ax.plot([0, 1], [0, 1], ':', color='#888888', label='perfectly calibrated')
-    label = f"ECE {as_text(measured, 'ece')}\nperfectly calibrated: {as_text(expected, 'ece')}"
+    label = f"ECE {as_text(ece(df, what), 'ece')}\nperfectly calibrated: {as_text(ece_expected(df, what), 'ece')}"
     reach = [r.accuracy-r.low, r.high-r.accuracy]
     ax.errorbar(r.confidence, r.accuracy, reach, fmt='o-', color=c, ms=5, lw=1.2, capsize=2, label=label)
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), ylabel=ylabel, title=heading)

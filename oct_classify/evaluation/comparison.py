@@ -134,7 +134,8 @@ def delong(
 )->dict: # auc_a, auc_b, value = auc_b - auc_a with low and high (95 %), n scans, p (two-sided)
     "Difference of two correlated AUCs (DeLong 1988), for patients with several scans (Obuchowski 1997)"
     a,b = aligned(a, b)
-    who,(y,s),(_,t) = patients_of(a),scored(a, what),scored(b, what)
+    who = patients_of(a)
+    (y,s),(_,t) = scored(a, what),scored(b, what)
     patients = min(len(set(who[o])) for o in (y, ~y))
     if patients < 2: raise OctError(f'DeLong needs two patients with {what} and two without, '
         f'but here are {patients} of one kind: test on more patients.')
@@ -157,7 +158,8 @@ def mcnemar(
 )->dict: # only_a, only_b: scans that one alone gets right; value (of accuracy), low, high, n; p; test; differ: patients
     "Do two models differ in accuracy? Exact for one scan per patient (McNemar 1947), else by patient (Durkalski 2003)"
     a,b = aligned(a, b)
-    who,(x,y) = patients_of(a),[(t.predicted == t.label).to_numpy() for t in (a, b)]
+    who = patients_of(a)
+    x,y = [(t.predicted == t.label).to_numpy() for t in (a, b)]
     only_a,only_b,n = [np.bincount(who, o) for o in (x & ~y, ~x & y, np.ones(len(a)))]
     won,scans = resampled(np.stack([only_b-only_a, n], 1).astype(np.float32), resamples, seed).T
     value = difference((only_b-only_a).sum()/n.sum(), won/scans, len(a), len(n))
@@ -183,7 +185,8 @@ def over_seeds(
         f'but here is {len(tables)}: train again with another seed.')
     tables = [aligned(tables[0], t)[1] for t in tables]
     first,s = tables[0],len(tables)
-    who,each,out = patients_of(first),[values(t) for t in tables],{}
+    who,out = patients_of(first),{}
+    each = [values(t) for t in tables]
     draws = joint_draws(tables, who, resamples, seed)
     luck = np.random.default_rng([seed, s]).multinomial(s-1, np.full(s, 1/s), resamples)/(s-1)
     for m,(n,*about) in compared(first, who).items():

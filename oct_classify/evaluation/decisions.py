@@ -43,13 +43,15 @@ def operating_point(
     if of not in ('sensitivity', 'specificity') or not 0 < target < 1: raise OctError('There is no operating point for '
         f"of={of!r} and target={target}: give of='sensitivity' or 'specificity' and a target between 0 and 1.")
     df = check_predictions(valid)
-    (y,score),who,upper = scored(df, what),patients_of(df),of == 'sensitivity'
+    who,upper = patients_of(df),of == 'sensitivity'
+    y,score = scored(df, what)
     side = y == upper
-    n,each = int(side.sum()),pd.Series(score[side]).groupby(who[side]).agg('min' if upper else 'max').to_numpy()
+    n,it = int(side.sum()),what if upper else f'not {what}'
+    each = pd.Series(score[side]).groupby(who[side]).agg('min' if upper else 'max').to_numpy() # one per patient
     out = dict(threshold=None, what=what, of=of, target=target, sure=sure, reached=with_limits(np.nan, 0, 0, n), n=n,
         patients=len(each), why='')
-    trials,needed,it = each if sure else score[side],ceil(log(.05)/log(target)),what if upper else f'not {what}'
-    miss = allowed_misses(len(trials), target, sure)
+    trials = each if sure else score[side]
+    miss,needed = allowed_misses(len(trials), target, sure),ceil(log(.05)/log(target))
     if not n: return out | dict(why=f"No validation scan is {it}: a threshold can't be fixed on this table.")
     if miss < 0: return out | dict(why=f"{len(each)} validation patients with scans that are {it} can't assure "
         f'a {of} of {target:.1%}: at least {needed} are needed.')
@@ -95,8 +97,9 @@ def at_threshold(
     why = point.get('why') or 'The operating point has no threshold: fix it on more validation scans.'
     if point['threshold'] is None: raise OctError(why)
     df = check_predictions(test)
-    (y,score),who = scored(df, point['what']),patients_of(df)
-    alarm,kw = score >= point['threshold'],dict(who=who, resamples=resamples, seed=seed)
+    y,score = scored(df, point['what'])
+    alarm,who = score >= point['threshold'],patients_of(df)
+    kw = dict(who=who, resamples=resamples, seed=seed)
     out = dict(sensitivity=share(alarm, y, **kw), specificity=share(~alarm, ~y, **kw))
     if prevalence is None:
         per_100 = {k: v*100 if k != 'n' else v for k,v in share(alarm, **kw).items()}
@@ -123,7 +126,8 @@ def decision_curve(
 )->pd.DataFrame: # threshold, net benefit per scan of model, all, none, and the model's 95 % limits low, high
     "Net benefit of acting on the model (Vickers and Elkin 2006); raises `OctError` where one side has no scan"
     df = check_predictions(df)
-    (y,score),who = scored(df, what),patients_of(df)
+    y,score = scored(df, what)
+    who = patients_of(df)
     if y.all() or not y.any(): raise OctError(f'A decision curve needs scans that are {what} and scans that are not: '
         'give a table with both.')
     if prevalence is not None:
@@ -134,7 +138,8 @@ def decision_curve(
     (sens,spec,own),(*drawn,own_drawn) = rates(y, score[:,None] >= t, who, resamples, seed)
     if prevalence is not None: own = own_drawn = prevalence
     low,high = np.nanquantile(net_benefit(*drawn, own_drawn, t), (.025, .975), axis=0)
-    model,all_ = net_benefit(sens, spec, own, t)[0],net_benefit(np.ones_like(t), np.zeros_like(t), own, t).ravel()
+    model = net_benefit(sens, spec, own, t)[0]
+    all_ = net_benefit(np.ones_like(t), np.zeros_like(t), own, t).ravel()
     limits = dict(low=np.minimum(low, model), high=np.maximum(high, model))
     out = pd.DataFrame(dict(threshold=t, model=model, all=all_, none=0., **limits))
     prevalence = float(y.mean() if prevalence is None else prevalence)
@@ -144,8 +149,9 @@ def decision_curve(
 # %% ../../nbs/api/evaluation/decisions.ipynb #249ded6d
 def plot_decision_curve(table:pd.DataFrame)->Figure:
     "Net benefit over the threshold, of `decision_curve`, with its interval and the two simple rules"
-    fig,a = Figure(figsize=(5.6, 3.4), layout='constrained'),table.attrs
-    ax,t = fig.add_subplot(),100*table.threshold
+    a,t = table.attrs,100*table.threshold
+    fig = Figure(figsize=(5.6, 3.4), layout='constrained')
+    ax = fig.add_subplot()
     ax.fill_between(t, 100*table.low, 100*table.high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
     ax.plot(t, 100*table.model, color='#0072B2', label='model')
     ax.plot(t, 100*table['all'], color='#D55E00', ls='--', label='refer all')
@@ -175,7 +181,8 @@ def surest_first(conf:np.ndarray)->tuple:
 def risk_coverage(df:pd.DataFrame, cost:str='error')->pd.DataFrame:
     "Coverage and risk (error, or 'weighted') of the answers from each distinct confidence on, the threshold"
     df = check_predictions(df)
-    loss,conf = loss_of(df, cost)[0],probs(df).max(1)
+    loss,_ = loss_of(df, cost)
+    conf = probs(df).max(1)
     order,n = surest_first(conf)
     return pd.DataFrame(dict(coverage=n/len(df), risk=np.cumsum(loss[order])[n-1]/n, threshold=conf[order][n-1]))
 
@@ -206,7 +213,8 @@ def surest(conf:np.ndarray, loss:np.ndarray, risk:float, delta:float, binary:boo
     if len(conf) < fewest(risk, delta): return 0, delta
     order,m = surest_first(conf)
     begin,each = starts(len(conf), risk, delta)
-    ok,best = p_value(np.cumsum(loss[order])[m-1], m, risk, binary) <= each,0
+    ok = p_value(np.cumsum(loss[order])[m-1], m, risk, binary) <= each
+    best = 0
     for s in begin:
         passed = np.logical_and.accumulate(ok[m >= s])
         if passed.any(): best = max(best, int(m[m >= s][passed.sum()-1]))
@@ -226,8 +234,9 @@ def abstain_threshold(
     loss,worst = loss_of(df, cost)
     if not 0 < risk < worst or not 0 < confidence < 1: raise OctError(f'A risk of {risk} with confidence {confidence} '
         f"can't be promised: give a risk between 0 and {worst:g} and a confidence between 0 and 1.")
-    conf,who,binary = probs(df).max(1),patients_of(df),worst == 1
-    i,kw = one_each(who, seed),dict(who=who, resamples=resamples, seed=seed)
+    conf,who = probs(df).max(1),patients_of(df)
+    i,binary = one_each(who, seed),worst == 1
+    kw = dict(who=who, resamples=resamples, seed=seed)
     m,delta = surest(conf[i], loss[i]/worst, risk/worst, 1-confidence, binary)
     out = dict(threshold=None, coverage=share(np.zeros(len(df)), **kw), risk=share(loss[:0]), bound=None, n=m,
         patients=len(i), target=risk, confidence=confidence, cost=cost, why='')
@@ -264,19 +273,21 @@ def plot_risk_coverage(
 )->Figure:
     "Risk over coverage, with its interval and what an ideal and a random order would give"
     df = check_predictions(df)
-    loss,who,t,n = loss_of(df, cost)[0],patients_of(df),risk_coverage(df, cost),np.arange(1, len(df)+1)
+    loss,_ = loss_of(df, cost)
+    t = risk_coverage(df, cost)
+    who,n = patients_of(df),np.arange(1, len(df)+1)
     some = t.iloc[np.unique(np.searchsorted(t.coverage, np.linspace(.02, 1, 60)).clip(0, len(t)-1))]
     answered = probs(df).max(1)[:,None] >= some.threshold.to_numpy()
     lost,scans = np.split(resampled(patient_sums(np.hstack([answered*loss[:,None], answered]), who), resamples), 2, 1)
-    (low,high),x = np.nanquantile(ratio(lost, scans), (.025, .975), axis=0),100*some.coverage
+    low,high = 100*np.nanquantile(ratio(lost, scans), (.025, .975), axis=0)
     fig = Figure(figsize=(5.6, 3.4), layout='constrained')
     ax = fig.add_subplot()
-    ax.fill_between(x, 100*low, 100*high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
+    ax.fill_between(100*some.coverage, low, high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
     ax.plot(100*t.coverage, 100*t.risk, color='#0072B2', label='model')
     ax.plot(100*n/len(df), 100*np.cumsum(np.sort(loss))/n, color='#009E73', ls='--', label='ideal order')
     ax.axhline(100*loss.mean(), color='#555555', ls=':', label='random order')
     if point and point['threshold'] is not None: mark_point(ax, t, point)
-    top = max(110*loss.mean(), 100*high[some.coverage > .2].max(), 1)
+    top = max(110*loss.mean(), high[some.coverage > .2].max(), 1)
     ax.set(xlim=(0, 102), ylim=(0, top), xlabel='coverage: scans answered (%)')
     ax.set_ylabel(f"{'' if cost == 'error' else 'weighted '}error of the answers (%)")
     ax.set_title(f'{plural(len(df), "scan")} of {plural(int(who.max())+1, "patient")}', fontsize=9)
@@ -310,7 +321,8 @@ def set_threshold(
         'give the share of sets that may miss the truth, a share between 0 and 1.')
     df = check_predictions(valid)
     df,k = df.iloc[one_each(patients_of(df), seed)],classes_of(df)
-    y,p,row = df.label.map(k.index).to_numpy(),probs(df),np.arange(len(df))
+    p,row = probs(df),np.arange(len(df))
+    y = df.label.map(k.index).to_numpy()
     scores = set_scores(p, method)[row,y]
     if method == 'aps': scores = scores-np.random.RandomState(seed).uniform(size=len(df))*p[row,y]
     q = {c: conformal_quantile(scores[y == i] if by_class else scores, alpha) for i,c in enumerate(k)}
@@ -341,7 +353,8 @@ def coverage(
 )->dict: # figures coverage, coverage_<class> …, size (classes per set), single and empty (shares of scans)
     "How often sets contain the truth, and how large they are; raises `OctError` where they do not fit the table"
     df = check_predictions(df)
-    k,size,kw = classes_of(df),sets.sum(1),dict(who=patients_of(df), resamples=resamples, seed=seed)
+    k,size = classes_of(df),sets.sum(1)
+    kw = dict(who=patients_of(df), resamples=resamples, seed=seed)
     if sets.shape != (len(df), len(k)): raise OctError(f'{sets.shape[0]} sets of {sets.shape[1]} classes do not fit '
         f'{len(df)} scans of {len(k)}: make them from this table.')
     hit = sets[np.arange(len(df)), df.label.map(k.index)]

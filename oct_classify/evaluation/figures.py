@@ -102,13 +102,15 @@ def of_decision(tp, positives, called, n, name:str)->dict:
 def from_confusion(c:np.ndarray, classes)->dict:
     "Every figure {name: array (…)} that confusion matrices (…, K, K) of these classes hold; nan where undefined"
     c = np.asarray(c, float)
-    n,hit,row,col = c.sum((-2, -1)),np.diagonal(c, axis1=-2, axis2=-1),c.sum(-1),c.sum(-2)
-    right,cost,u = hit.sum(-1),error_cost(classes),np.isin(classes, URGENT)
+    n,row,col = c.sum((-2, -1)),c.sum(-1),c.sum(-2)
+    hit = np.diagonal(c, axis1=-2, axis2=-1)
+    right,cost = hit.sum(-1),error_cost(classes)
     out = dict(accuracy=ratio(right, n))
     if cost is not None:
         out['weighted_error'] = ratio((c*cost).sum((-2, -1)), n)
-        found,has,called = c[...,u,:][...,u].sum((-2, -1)),row[...,u].sum(-1),col[...,u].sum(-1)
-        out |= of_decision(found, has, called, n, 'urgent_{}')
+        u = np.isin(classes, URGENT)
+        found = c[...,u,:][...,u].sum((-2, -1))
+        out |= of_decision(found, row[...,u].sum(-1), col[...,u].sum(-1), n, 'urgent_{}')
     by_chance = (row*col).sum(-1)
     out['kappa'] = ratio(right*n-by_chance, n*n-by_chance)
     out['mcc'] = ratio(right*n-by_chance, np.sqrt((n*n-(row*row).sum(-1))*(n*n-(col*col).sum(-1))))
@@ -141,8 +143,8 @@ class FiguresByWeight:
         "A checked table, codes (N,) of patients, and how many steps of a score to look at; None: all, which is exact"
         self.classes,self.urgent = classes_of(df),ours(df)
         label,predicted = [pd.Categorical(df[c], self.classes).codes.astype(int) for c in ('label', 'predicted')]
-        cells,shape = (label*len(self.classes)+predicted, who),(len(self.classes)**2, who.max()+1)
-        self.counts = sparse.csr_matrix((np.ones(len(df), np.float32), cells), shape)
+        at = label*len(self.classes)+predicted, who
+        self.counts = sparse.csr_matrix((np.ones(len(df), np.float32), at), (len(self.classes)**2, who.max()+1))
         self.tallies = {what: tallies(y, levels(score, most), who) for what,(y,score) in all_scored(df).items()}
 
     def __call__(self, weights:np.ndarray)->dict:
@@ -166,7 +168,8 @@ def values(df:pd.DataFrame)->dict:
 # %% ../../nbs/api/evaluation/figures.ipynb #9d20f6a5
 def per_scan(df:pd.DataFrame)->dict:
     "Figures that are means over scans: {name: (what each adds (N,), which are counted (N,), the most that one adds)}"
-    k,cost,every = list(classes_of(df)),error_cost(classes_of(df)),np.ones(len(df), bool)
+    k,every = list(classes_of(df)),np.ones(len(df), bool)
+    cost = error_cost(k)
     out = dict(accuracy=((df.predicted == df.label).to_numpy(), every, 1.))
     if cost is not None: out['weighted_error'] = cost[df.label.map(k.index), df.predicted.map(k.index)], every, 4.
     if not ours(df): return out
@@ -194,7 +197,8 @@ def members(df:pd.DataFrame, name:str)->np.ndarray:
 def patients_behind(df:pd.DataFrame, who:np.ndarray, names)->dict:
     "How many patients each figure rests on: those of its scans; of an area those of the rarer side of its decision"
     rarer = {what: min(len(np.unique(who[o])) for o in (y, ~y)) for what,(y,_) in all_scored(df).items()}
-    rarest,out = min(rarer[c] for c in classes_of(df)),{}
+    rarest = min(rarer[c] for c in classes_of(df))
+    out = {}
     for name in names:
         first,_,second = name.partition('_')
         if not is_area(name): out[name] = len(np.unique(who[members(df, name)]))
@@ -213,7 +217,8 @@ def figures(
     who,found = patients_of(df),values(df)
     cells = 16_000_000//max(16, min(len(df), 4096)) # of a block: what fits the processor's cache
     blocks = over_blocks(FiguresByWeight(df, who, 4096), who.max()+1, resamples, seed, cells)
-    behind,out = patients_behind(df, who, found),{}
+    behind = patients_behind(df, who, found)
+    out = {}
     for m,value in found.items():
         draws = np.concatenate([b[m] for b in blocks])
         low,high = interval(value, draws, behind[m], *kind_and_scale(m))

@@ -65,7 +65,8 @@ def level_name(o)->str:
 def strata(v:pd.Series, most:int=4)->pd.Series:
     "Levels of one variable, ordered: more than `most` numbers become thirds, what is missing 'not known'"
     v = v.astype(object).where(v.notna(), None)
-    words,numbers = v.map(lambda o: isinstance(o, (bool, np.bool_, str))).any(),pd.to_numeric(v, errors='coerce')
+    words = v.map(lambda o: isinstance(o, (bool, np.bool_, str))).any()
+    numbers = pd.to_numeric(v, errors='coerce')
     if not words and numbers.nunique() > most: got = thirds(numbers)
     else:
         levels = sorted(v.dropna().unique(), key=lambda o: (isinstance(o, str), o if isinstance(o, str) else float(o)))
@@ -100,8 +101,10 @@ def heterogeneity(
     np.add.at(n, (w, l), 1)
     scans,patients = n.sum(1),len(n)
     over,mix = np.bincount(w, hit-hit.mean()),n/scans[:,None]
-    seen,more,size = wald(over[None], scans[None], mix)[0],1,max(1, min(permutations, 5_000_000//patients))
-    for start in range(0, permutations, size): # what was seen counts as one of the deals
+    seen = wald(over[None], scans[None], mix)[0]
+    more = 1 # what was seen counts as one of the deals
+    size = max(1, min(permutations, 5_000_000//patients))
+    for start in range(0, permutations, size):
         deal = rng.permuted(np.tile(np.arange(patients), (min(size, permutations-start), 1)), axis=1)
         more += int((wald(over[deal], scans[deal], mix) >= seen*(1-1e-9)).sum())
     return more/(permutations+1)
@@ -132,10 +135,10 @@ def by_stratum(
     gone,there = [o for o in by if o not in df],[c for c in df if not c.startswith('p_')]
     if gone: raise OctError(f'The prediction table has no column {", ".join(gone)}: choose from {", ".join(there)}.')
     df = check_predictions(df)
-    who,rows,found = patients_of(df),[],measures(df)
+    who,rows = patients_of(df),[]
     columns = dict(all=pd.Series(pd.Categorical(['all scans']*len(df)))) | {v: strata(df[v]) for v in by}
     for variable,column in columns.items():
-        for figure,(hit,among,worst) in found.items():
+        for figure,(hit,among,worst) in measures(df).items():
             p = heterogeneity(hit[among], column.cat.codes.to_numpy()[among], who[among], resamples, seed)
             for level in column.cat.categories:
                 at = (column == level).to_numpy() & among
@@ -238,7 +241,8 @@ def leak_gap(
         f'give True or False for each of {len(df)} scans.')
     if figure not in measures(df): raise OctError(f'There is no figure {figure!r} for this table: '
         f'choose one of {", ".join(measures(df))}.')
-    (hit,among,worst),who = measures(df)[figure],patients_of(df)
+    hit,among,worst = measures(df)[figure]
+    who = patients_of(df)
     sides = dict(all=among, clean=among & ~leaked, leaked=among & leaked)
     out = {k: share(hit, o, who, resamples, seed, worst) for k,o in sides.items()}
     n,clean = out['all']['n'],out['clean']
@@ -247,9 +251,11 @@ def leak_gap(
     draws = {k: ratio(drawn[:,2*i], drawn[:,2*i+1]) for i,k in enumerate(sides)}
     patients = min(len(np.unique(who[sides[o]])) for o in ('clean', 'leaked'))
     for name,side in (('gap', 'all'), ('lead', 'leaked')):
-        out[name],o = with_limits(np.nan, 0, 0, n),out[side]
+        o = out[side]
+        out[name] = with_limits(np.nan, 0, 0, n)
         if None in (o['value'], clean['value']): continue
-        v,sd = o['value']-clean['value'],np.nanstd(draws[side]-draws['clean'])*few_patients(patients)
+        v = o['value']-clean['value']
+        sd = np.nanstd(draws[side]-draws['clean'])*few_patients(patients)
         if sd > 1e-9: half = student.ppf(.975, max(patients-1, 1))*sd
         elif side == 'all': half = clean['high']-clean['low'] # no spread: what the limits of both leave open
         else: half = o['high']-o['low']+clean['high']-clean['low']
