@@ -631,7 +631,7 @@ def _app(bundle, port, folder, open_browser):
 
 def _audit(data, out, test, strict, classes=CLASSES, engine=None, address=None, workers=None):
     if engine and Path(data).is_dir():
-        from oct_classify.inference.scale import scan_table_ray
+        from oct_classify.inference.batch import scan_table_ray
         scan_table_ray(data, make_dir(out)/'scans.parquet', classes=classes, look=look, address=address, workers=workers)
     f = audit(data, out, test, classes)
     told = plural(f['scans'], 'scan') + (f" of {plural(f['patients'], 'patient')}." if f['patients'] else '; no patient is known.') + (f" {f['exact']:,} exact and {plural(f['near'], 'near duplicate')}, {plural(f['conflicts'], 'picture')} under two classes, {plural(f['unusable'], 'file')} that can't be used." if 'exact' in f else '')
