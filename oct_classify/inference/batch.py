@@ -8,8 +8,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/batch.html.md"""
 __all__ = ['SCHEMA', 'DECIDES', 'ENDINGS', 'BLOCK', 'ENGINES', 'TRIES', 'Folder', 'is_part_file', 'table_digest', 'as_part',
            'from_part', 'part_name', 'put_part', 'name_of', 'difference', 'Parts', 'work_off', 'bundle_files',
            'bundle_hash', 'check_ending', 'write_table', 'unanswered', 'predict_files', 'start_ray', 'join_ray',
-           'cluster', 'Worker', 'spread', 'pool_rows', 'model_scorer', 'predict_ray', 'file_scorer', 'file_items',
-           'scan_table_ray']
+           'cluster', 'Worker', 'spread', 'pool_rows', 'model_scorer', 'predict_ray', 'file_scorer', 'scan_table_ray']
 
 # %% ../../nbs/api/inference/batch.ipynb #7693a8a0
 import contextlib, hashlib, io, json, logging, os, pickle, re, secrets, signal, socket, sys, tempfile, threading
@@ -31,61 +30,46 @@ from .model import OctModel
 class Folder:
     "A folder on disk or behind a URL that fsspec knows; a file appears in it whole or not at all"
     def __init__(self, at):
+        import fsspec
         at = str(at)
         self.at = url2pathname(urlparse(at).path) if at.startswith('file://') else at
         self.remote = '://' in self.at
-
-    def store(self)->tuple:
-        "fsspec's file system of a URL, and the path in there; raises `OctError` where that is not to be had"
+        self.fs,self.root = fsspec.filesystem('file'),self.at
         try:
-            import fsspec
-            return fsspec.core.url_to_fs(self.at.rstrip('/'))
+            if self.remote: self.fs,self.root = fsspec.core.url_to_fs(at.rstrip('/'))
         except (ImportError, ValueError) as e:
-            raise OctError(f"{self.at} can't be reached ({str(e).splitlines()[0]}): install what is missing, or name a "
+            raise OctError(f"{at} can't be reached ({str(e).splitlines()[0]}): install what is missing, or name a "
                            'folder on disk.') from None
 
     def names(self)->list:
         "Of the files in it, sorted; none where there is no folder"
-        try:
-            if not self.remote: return sorted(o.name for o in Path(self.at).iterdir() if o.is_file())
-            fs,root = self.store()
-            fs.invalidate_cache()
-            return sorted(o['name'].rsplit('/', 1)[-1] for o in fs.ls(root, detail=True) if o['type'] == 'file')
-        except (FileNotFoundError, NotADirectoryError): return []
+        self.fs.invalidate_cache()
+        try: found = self.fs.ls(self.root, detail=True)
+        except FileNotFoundError: return []
+        return sorted(o['name'].rsplit('/', 1)[-1] for o in found if o['type'] == 'file')
 
     def read(self, name:str)->bytes|None:
         "What a file holds, or None where there is none"
-        try:
-            if not self.remote: return Path(self.at, name).read_bytes()
-            fs,root = self.store()
-            return fs.cat_file(f'{root}/{name}')
+        try: return self.fs.cat_file(f'{self.root}/{name}')
         except FileNotFoundError: return None
 
     def write(self, name:str, data:bytes):
         "Write or replace a file"
-        if not self.remote:
+        if self.remote:
+            self.fs.makedirs(self.root, exist_ok=True)
+            self.fs.pipe_file(f'{self.root}/{name}', data)
+        else:
             with atomic_write(make_dir(self.at)/name, 'wb') as f: f.write(data)
-            return
-        fs,root = self.store()
-        fs.makedirs(root, exist_ok=True)
-        fs.pipe_file(f'{root}/{name}', data)
 
     def remove(self, names):
         "Remove files; one that is not there is no fault"
         for n in names:
-            with contextlib.suppress(FileNotFoundError):
-                if not self.remote: Path(self.at, n).unlink()
-                else:
-                    fs,root = self.store()
-                    fs.rm_file(f'{root}/{n}')
+            with contextlib.suppress(FileNotFoundError): self.fs.rm_file(f'{self.root}/{n}')
 
     def clear(self):
         "Remove what `Parts` keeps here, half-written files too; then the folder, if it holds nothing else"
         self.remove([n for n in self.names() if is_part_file(n)])
-        with contextlib.suppress(OSError):
-            if not self.remote: return Path(self.at).rmdir()
-            fs,root = self.store()
-            fs.rmdir(root)
+        with contextlib.suppress(OSError): self.fs.rmdir(self.root)
 
 def is_part_file(name:str)->bool:
     "Is a file one of `Parts`? Those that are half-written are hidden"
@@ -119,14 +103,8 @@ def part_name(i:int)->str:
     "The file of block `i`"
     return f'part-{i:06d}.parquet'
 
-def put_part(
-    folder:Folder, # that keeps the parts
-    i:int, # number of the block
-    table:pd.DataFrame, # one row per scan
-    names:list, # of the scans, in their order
-    column:str='path', # that holds the names
-):
-    "Keep the table of block `i`; raises `OctError` where it does not hold each scan once, in order"
+def put_part(folder:Folder, i:int, table:pd.DataFrame, names:list, column:str='path'):
+    "Keep the table of block `i`; raises `OctError` where its column is not `names`, each scan once and in order"
     if list(table[column]) != list(names):
         raise OctError(f'Block {i} came back with other scans than it was given ({len(table)} rows for {len(names)}): '
                        'this is a fault of oct_classify, please report it.')
@@ -241,7 +219,7 @@ def bundle_files(bundle)->dict:
     f = Folder(bundle)
     files = {n: f.read(n) for n in f.names() if n in DECIDES}
     if 'config.json' in files: return files
-    raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name a folder that oct-classify wrote.')
+    raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name one that oct-classify wrote.')
 
 def bundle_hash(bundle)->str:
     "SHA-256 over the files of a bundle that decide an answer"
@@ -252,20 +230,19 @@ def bundle_hash(bundle)->str:
 # %% ../../nbs/api/inference/batch.ipynb #b72cadbe
 ENDINGS = ('.csv', '.parquet', '.json')
 
-def check_ending(out):
-    "Refuse the name of a table whose format is not known; raises `OctError`"
-    if out is None or Path(out).suffix in ENDINGS: return
+def check_ending(out)->str:
+    "The ending of a table's name, .csv for None; raises `OctError` where it is not known"
+    if out is None: return '.csv'
+    if Path(out).suffix in ENDINGS: return Path(out).suffix
     raise OctError(f'{out} has an ending that is not known: choose .csv, .parquet or .json.')
 
 def write_table(t:pd.DataFrame, out=None):
     "Write a table whole or not at all in the format of its name; None: CSV on standard output; raises `OctError`"
-    check_ending(out)
-    if out is not None and Path(out).suffix == '.parquet': return save_table(t, out)
-    if out is not None and Path(out).suffix == '.json': text = t.to_json(orient='records', indent=1)
-    else: text = t.to_csv(index=False, float_format='%.6g')
-    if out is None:
-        code = sys.stdout.encoding or 'utf-8'
-        sys.stdout.write(text.encode(code, 'backslashreplace').decode(code))
+    ending = check_ending(out)
+    if ending == '.parquet': return save_table(t, out)
+    text = t.to_json(orient='records', indent=1) if ending == '.json' else t.to_csv(index=False, float_format='%.6g')
+    code = sys.stdout.encoding or 'utf-8'
+    if out is None: sys.stdout.write(text.encode(code, 'backslashreplace').decode(code))
     else:
         with atomic_write(out) as f: f.write(text)
 
@@ -304,8 +281,9 @@ def predict_files(
         if engine: options = dict(engine=engine) | options
         scans = scans_of(paths, root)
         model = OctModel.load(bundle, **options)
-        key = dict(bundle=bundle_hash(bundle), abstain=True) | options # as in `predict_ray`
-        parts = Parts(f'{out}.parts', scans, key, BLOCK) if out else []
+        parts = []
+        if out: # as in `predict_ray`, so that either can finish what the other began
+            parts = Parts(f'{out}.parts', scans, dict(bundle=bundle_hash(bundle), abstain=True) | options, BLOCK)
         t = work_off(parts, model.predict) if len(parts) > 1 else model.predict(scans)
     write_table(t, out)
     if volumes: write_table(by_volume(t), volumes)
@@ -324,9 +302,16 @@ def start_ray(ray, cpus, store:int):
     from unittest.mock import patch
     from ray._private import ray_constants
     os.environ.update(RAY_AUTH_TOKEN=_token, RAY_BACKEND_LOG_LEVEL='fatal')
-    with patch.object(ray_constants, 'ENABLE_RAY_CLUSTER', False, create=True): # binds it to 127.0.0.1
-        ray.init(address='local', num_cpus=cpus, include_dashboard=False, object_store_memory=store,
-            log_to_driver=False, logging_level='error')
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, 'w') as null: os.dup2(null.fileno(), 2) # or Ray's C++ part tells its own log level
+    try:
+        with patch.object(ray_constants, 'ENABLE_RAY_CLUSTER', False, create=True): # binds it to 127.0.0.1
+            ray.init(address='local', num_cpus=cpus, include_dashboard=False, object_store_memory=store,
+                log_to_driver=False, logging_level='error')
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 def join_ray(ray, address:str):
     "A running cluster; Ray itself would try for minutes where nobody listens"
@@ -334,7 +319,6 @@ def join_ray(ray, address:str):
     if m: socket.create_connection((m[1].strip('[]'), int(m[2])), 5).close()
     ray.init(address=address, log_to_driver=False, logging_level='error')
 
-# %% ../../nbs/api/inference/batch.ipynb #80ed01aa
 @contextlib.contextmanager
 def cluster(
     address:str|None=None, # of a running cluster, such as 'auto'; None: a small one on this machine
@@ -369,36 +353,21 @@ TRIES = 3 # workers that may die of one block
 
 class Worker:
     "Scores blocks, and keeps each in the folder of parts"
-    def __init__(self,
-        folder:str, # of the parts
-        plan:str, # what its plan.json holds
-        column:str, # of the tables, that holds the names
-        version:str, # of oct_classify where the work began
-        here:str, # folder that relative paths begin at, where there is such a one
-        make, # function that gives list of items → table
-        args:tuple, # for `make`
-        shared:list|None=None, # Ray's reference to a first argument of `make`
-    ):
+    def __init__(self, folder, plan, column, version, here, make, args, shared=None):
+        "`plan`, `version` and folder `here` are those where the work began; `make` gives list of items → table"
+        from oct_classify import __version__
         self.folder,self.column,self.error = Folder(folder),column,None
         with contextlib.suppress(OSError): os.chdir(here)
         quiet()
         try:
-            self.check(plan, version)
-            if shared is not None:
-                import ray
-                args = (ray.get(shared[0]), *args)
-            self.score = make(*args)
+            if version != __version__:
+                raise OctError(f'A machine of the cluster has oct_classify {__version__}, but {version} began the '
+                               'work: install the same version everywhere.')
+            if (self.folder.read('plan.json') or b'').decode() != plan:
+                raise OctError(f'{folder} is not the same folder on every machine of the cluster: name one on a shared '
+                               'disk, or a URL such as s3://bucket/folder.')
+            self.score = make(*args) if shared is None else make(sys.modules['ray'].get(shared[0]), *args)
         except OctError as e: self.error = e
-
-    def check(self, plan, version):
-        "The same version and the same folder as where the work began? Raises `OctError`"
-        from oct_classify import __version__
-        if version != __version__:
-            raise OctError(f'A machine of the cluster has oct_classify {__version__}, but {version} began the work: '
-                           'install the same version everywhere.')
-        if (self.folder.read('plan.json') or b'').decode() != plan:
-            raise OctError(f'{self.folder.at} is not the same folder on every machine of the cluster: name one on a '
-                           'shared disk, or a URL such as s3://bucket/folder.')
 
     def do(self, i:int, items:list)->int:
         "Score and keep block `i`; gives the number of workers that died of it before; raises `OctError`"
@@ -501,11 +470,6 @@ def file_scorer(root:str, classes:tuple, look, cpus:float):
     def row(f): return dict(path=f.path, label=f.label, folder=f.folder, **read_row(root, f, classes, look, blank))
     return lambda files: typed(pd.DataFrame(list(pool.map(row, files)), columns=[*COLUMNS, *blank]), look)
 
-def file_items(table:pd.DataFrame)->list:
-    "The rows of `find_scans` as items of `Parts`"
-    return [SimpleNamespace(name=r.path, path=r.path, label=r.label, folder=r.folder, bytes=r.bytes)
-        for r in table.itertuples()]
-
 def scan_table_ray(
     data, # folder of scans, on a disk that every worker shares
     file, # parquet file that keeps the table, as of `kept_table`; its folder must be shared too
@@ -520,7 +484,8 @@ def scan_table_ray(
     root,kept = str(Path(data).resolve()),Path(file).with_suffix('.parts')
     def read(new):
         key = dict(data=root, classes=classes, look=getattr(look, '__qualname__', None))
-        parts = Parts(kept, file_items(new), key, size, replace=True)
+        files = [SimpleNamespace(name=r['path'], **r) for r in new.to_dict('records')]
+        parts = Parts(kept, files, key, size, replace=True)
         begun = (kept/'plan.json').stat().st_mtime # the first start counts, or a file changed since would be missed
         args = (root, classes, look, cpus)
         return spread(parts, file_scorer, args, None, address, workers, cpus, desc='Reading scans'), begun

@@ -174,12 +174,12 @@ def read_img(source, name:str):
     structural = not stem.endswith('cube_raw') and 'flow' not in stem
     if not structural: raise OctError('It is not the structural cube of a Zeiss export, which is named …_cube_z.img.')
     named = re.search(r'(?<!\d)(\d{2,4})x(\d{1,4})(?![\dm])', stem)
-    for w,n in [tuple(map(int, named.groups()))] if named else [(512, 128), (200, 200)]:
-        h,rest = divmod(len(b), n*w) if n*w else (0, 1)
-        if rest or not (named or h == 1024): continue
-        check_volume(n, h, w)
-        return n, lambda i: np.array(b.reshape(n, h, w)[i,::-1])
-    raise OctError('The size of the cube is not clear: its name must say it, as in 512x128, and fit that of the file.')
+    sides = [tuple(map(int, named.groups()))] if named else [(512, 128), (200, 200)]
+    shapes = [(n, len(b)//(n*w), w) for w,n in sides if n*w and len(b) % (n*w) == 0]
+    shapes = [o for o in shapes if named or o[1] == 1024]
+    if not shapes: raise OctError('The size of the cube is not clear: its name must say it, as in 512x128.')
+    check_volume(*shapes[0])
+    return shapes[0][0], lambda i: np.array(b.reshape(shapes[0])[i,::-1])
 
 # %% ../../nbs/api/inference/formats.ipynb #8fbb4d82
 def topcon_chunks(b)->dict:
@@ -304,12 +304,15 @@ def check_dicom(ds)->int:
 # %% ../../nbs/api/inference/formats.ipynb #c6ce2e5a
 def check_frames(f, start:int, ds, n:int):
     "Refuse an open file whose n frames, from byte `start` on, are not all there or can't be told apart"
-    from pydicom.encaps import parse_basic_offsets, parse_fragments
+    from pydicom.encaps import parse_fragments
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         size = n*ds.Rows*ds.Columns*ds.get('SamplesPerPixel', 1)*ds.BitsAllocated//8
         return check_volume(n, ds.Rows, ds.Columns, start+size <= f.seek(0, io.SEEK_END))
-    f.seek(start)
-    try: known = 'ExtendedOffsetTable' in ds or n in (1, len(parse_basic_offsets(f))) or n == parse_fragments(f)[0]
+    f.seek(start+4)
+    basic = int.from_bytes(f.read(4), 'little')//4 # entries in the table of offsets
+    extended = len(ds.get('ExtendedOffsetTable') or b'')//8
+    f.seek(4*basic, io.SEEK_CUR)
+    try: known = {basic, extended} <= {0, n} and (n == 1 or basic or extended or n == parse_fragments(f)[0])
     except ValueError: known = False
     if not known: raise OctError("The frames of the DICOM file can't be told apart, or are cut short.")
 
@@ -324,8 +327,6 @@ def coded_size(code:bytes)->tuple|None:
         m = code[k+1]
         if 0xc0 <= m <= 0xcf and m not in (0xc4, 0xc8, 0xcc) or m == 0xf7: return struct.unpack_from('>2H', code, k+5)
         k += 1 if m == 0xff else 2+int.from_bytes(code[k+2:k+4], 'big')
-
-# %% ../../nbs/api/inference/formats.ipynb #822a1878
 def display_settings(ds, i:int):
     "A data set of what the file prescribes for showing frame `i`; what is said of the frame alone counts most"
     from pydicom.dataset import Dataset
