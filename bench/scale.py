@@ -54,13 +54,13 @@ def files_of(a): return sorted(map(str, (Path(a.dir)/'scans').rglob('*.jpeg')))[
 def job(a):
     "One run, in a process of its own"
     quiet()
-    from oct_classify.inference.parts import Parts, bundle_hash, work_off
+    from oct_classify.inference.batch import Parts, bundle_hash, work_off
     bundle = f'{a.dir}/bundle'
     if a.job == 'one':
         from oct_classify.inference.model import OctModel
         t = work_off(Parts(a.parts, files_of(a), dict(bundle=bundle_hash(bundle)), a.block), OctModel.load(bundle).predict)
     else:
-        from oct_classify.inference.scale import predict_ray
+        from oct_classify.inference.batch import predict_ray
         t = predict_ray(bundle, files_of(a), a.parts, workers=a.workers, cpus=a.cpus, size=a.block)
     t.to_parquet(a.table)
 

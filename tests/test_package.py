@@ -19,7 +19,7 @@ def test_the_package_itself_is_light():
     assert not loaded('oct_classify') & {'numpy', 'pandas', 'torch', 'fastai', 'PIL'}
 
 
-LIGHT = ('core', 'data.prepare', 'data.scans', 'inference.bundle', 'inference.inputs', 'inference.formats', 'inference.ood', 'inference.parts', 'inference.model', 'inference.batch', 'app', 'evaluation.figures', 'cli')
+LIGHT = ('core', 'data.prepare', 'data.scans', 'inference.bundle', 'inference.inputs', 'inference.formats', 'inference.ood', 'inference.model', 'inference.batch', 'app', 'evaluation.figures', 'cli')
 
 
 @pytest.mark.parametrize('module', (*LIGHT, 'training.network'))

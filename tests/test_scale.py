@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from oct_classify.core import *
-from oct_classify.inference.parts import *
+from oct_classify.inference.batch import *
 
 SCANS = [f'CNV-{i}-1.jpeg' for i in range(25)]
 ray = pytest.mark.skipif(not importlib.util.find_spec('ray'), reason="the extra 'ray' is not installed")
@@ -52,11 +52,10 @@ def test_parts_on_planted_faults(folder):
 DRIVER = '''
 import os, sys, time
 from oct_classify.inference.inputs import scans_of
-from oct_classify.inference.parts import *
-from oct_classify.inference.scale import _model_score, spread
+from oct_classify.inference.batch import *
 data, bundle, folder = sys.argv[1:]
 def make(files, options, cpus):
-    score = _model_score(files, options, cpus)
+    score = model_scorer(files, options, cpus)
     with open(folder + '.pids', 'a') as f: print(os.getpid(), file=f, flush=True)
     def slow(scans):
         time.sleep(.7)
@@ -99,7 +98,7 @@ def test_worker_and_driver_killed(work, tmp_path, capsys):
     from oct_classify.data.scans import kept_table
     from oct_classify.inference.inputs import scans_of
     from oct_classify.inference.model import OctModel
-    from oct_classify.inference.scale import cluster, predict_ray, scan_table_ray, spread
+    from oct_classify.inference.batch import cluster, predict_ray, scan_table_ray, spread
     data, bundle = work
     folder, script = tmp_path/'parts', tmp_path/'driver.py'
     script.write_text(DRIVER)
@@ -139,13 +138,13 @@ def test_worker_and_driver_killed(work, tmp_path, capsys):
 
 @ray
 def test_no_cluster_there():
-    from oct_classify.inference.scale import cluster
+    from oct_classify.inference.batch import cluster
     with pytest.raises(OctError, match='127.0.0.1:1 does not answer'):
         with cluster('127.0.0.1:1'): pass
 
 
 def test_ray_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    from oct_classify.inference.scale import cluster
+    from oct_classify.inference.batch import cluster
     with pytest.raises(OctError, match=r'oct_classify\[ray\]'):
         with cluster(): pass

@@ -263,7 +263,7 @@ def write_embedding(
         picture = small_picture(scan, (336, 220))
         points.append(dict(
             x=round(float(x), 1), y=round(float(600-y), 1), colour=colour(label), wrong=bool(label != answer),
-            scan='' if picture is None else data_uri(picture, quality=60), says=f'{label} · {name}'))
+            scan='' if picture is None else data_uri(picture), says=f'{label} · {name}'))
     lead = f'{plural(len(labels), "scan")}, laid out by what the network makes of them.'
     if near: lead += f' The five nearest scans of other patients share the class in {as_text(near, "share")}.'
     legend = [(c, colour(c), int((labels == c).sum())) for c in np.unique(labels)]
