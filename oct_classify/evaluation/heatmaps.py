@@ -351,6 +351,11 @@ class Explained(NamedTuple):
     written:list # paths of the pictures
     failed:list # (name of the scan, why it could not be read)
 
+    def summary(self)->list: # sentences
+        "What to say at the end"
+        page = self.written[0].parent/'index.html'
+        return [*(f'{name}: {why}' for name,why in self.failed), f"{plural(len(self.written), 'scan')} explained: {page}"]
+
 def picture_name(i:int, name)->str:
     "A file name for the picture of scan `i`, whatever the scan is called"
     stem = re.sub(r'\.\w+(#\d+)?$', r'\1', Path(name).name)

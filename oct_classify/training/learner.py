@@ -70,8 +70,6 @@ def same_threads_after():
 
 def settle_threads()->int: # idle cores
     "Let torch compute with no more threads than cores are idle; each of several processes as it was launched"
-    try: from oct_classify.core import spare_cores
-    except ImportError: spare_cores = os.cpu_count
     spare = spare_cores()
     if num_distrib() <= 1: torch.set_num_threads(max(1, min(torch.get_num_threads(), spare)))
     return spare
