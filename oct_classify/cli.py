@@ -63,7 +63,7 @@ def option_of(annotation, default)->dict: # arguments of `add_argument`
     if literal: return dict(choices=typing.get_args(literal[0]))
     if bool in kinds and default: return dict(action=argparse.BooleanOptionalAction)
     if bool in kinds: return dict(action='store_true')
-    if tuple in kinds and str not in kinds: return dict(nargs='+', action='extend')
+    if tuple in kinds and str not in kinds: return dict(nargs='+', action='extend', default=list(default))
     if str in kinds: return {}
     if int in kinds: return dict(type=whole, metavar='N')
     if float in kinds: return dict(type=number, metavar='NUMBER')
@@ -79,9 +79,9 @@ def add_parameter(parser:Parser, name:str, about:dict):
         parser.add_argument(name, nargs=nargs, metavar=name.upper().removesuffix('S'), help=text, default=default)
         return
     kind = option_of(about['anno'], default)
-    shown = default if kind.get('action') is None and default not in (None, '', ()) else None
-    if shown is not None: text = f'{text} ({shown})'
-    parser.add_argument('--'+name.replace('_', '-'), default=default, help=text.replace('%', '%%'), **kind)
+    if 'action' not in kind and default not in (None, '', ()): text = f'{text} ({default})'
+    kind = dict(default=default, help=text.replace('%', '%%')) | kind
+    parser.add_argument('--'+name.replace('_', '-'), **kind)
 
 # %% ../nbs/api/cli.ipynb #eb627ebf
 EPILOG = '''oct-classify COMMAND --help says more of each.

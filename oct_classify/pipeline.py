@@ -85,7 +85,7 @@ class Request:
 # %% ../nbs/api/pipeline.ipynb #af3ed7a1
 def doubtful_tests(df:pd.DataFrame)->list:
     "Sentences on test scans of a split table whose figure is not worth what it seems"
-    return within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))
+    return [str(o) for o in within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))]
 
 def split_stage(
     table:pd.DataFrame, # scan table
