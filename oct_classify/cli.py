@@ -58,9 +58,10 @@ def number(text:str)->float:
 # %% ../nbs/api/cli.ipynb #588dec85
 def option_of(annotation, default)->dict: # arguments of `add_argument`
     "What an option takes, by the annotation and default of its parameter"
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    literal = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
-    if literal: return dict(choices=typing.get_args(literal[0]))
+    several = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(annotation) if several else (annotation,)
+    choices = [o for kind in kinds if typing.get_origin(kind) is typing.Literal for o in typing.get_args(kind)]
+    if choices: return dict(choices=choices)
     if bool in kinds and default: return dict(action=argparse.BooleanOptionalAction)
     if bool in kinds: return dict(action='store_true')
     if tuple in kinds and str not in kinds: return dict(nargs='+', action='extend', default=list(default))
