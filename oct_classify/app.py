@@ -7,17 +7,14 @@ Docs: https://oct-classify.github.io/oct_classify/api/app.html.md"""
 # %% auto #0
 __all__ = ['LONG', 'LARGEST', 'MOST', 'POLICY', 'piece_of_page', 'strongest', 'Reading', 'evidence_map', 'read_scan', 'percent',
            'urgency', 'answer_html', 'note_html', 'safe_name', 'uploaded', 'keep_files', 'Shown', 'open_scans',
-           'read_many', 'worst', 'harmless', 'csv_text', 'counted', 'table_html', 'import_widgets', 'examples',
-           'sentence_of', 'App', 'DrawnScan', 'app', 'app_or_reason', 'write_site', 'voila_settings', 'voila_page',
-           'in_event_loop', 'environment', 'serve']
+           'read_many', 'worst', 'harmless', 'counted', 'table_html', 'import_widgets', 'examples', 'App', 'app',
+           'app_or_reason', 'write_site', 'voila_settings', 'voila_page', 'serve']
 
 # %% ../nbs/api/app.ipynb #8f4d97df
-import contextlib, json, logging, os, re, secrets, sys, tempfile
+import asyncio, contextlib, importlib.util, json, logging, os, re, secrets, sys, tempfile, urllib.parse
 from dataclasses import dataclass, field
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -27,6 +24,7 @@ from .core import *
 from .data.prepare import placed
 from .inference.bundle import RESEARCH_USE, load_config, lookalikes
 from .inference.inputs import by_volume, scans_of
+from .inference.model import NamedScan, OctModel
 from .phantoms.phantom import Phantom
 from .plotting import colour, data_uri, overlay
 from .reporting.page import render
@@ -36,7 +34,6 @@ def piece_of_page(template:str, **values)->str:
     "A template filled in, without blank lines, as one would end raw HTML within markdown"
     return re.sub(r'\n\s*\n+', '\n', str(render(template, **values)))
 
-# %% ../nbs/api/app.ipynb #48166844
 def strongest(heat:np.ndarray)->str:
     "In words, where a map (H, W) is strongest"
     row,column = np.unravel_index(heat.argmax(), heat.shape)
@@ -71,7 +68,6 @@ class Reading:
         "Probability of urgent referral"
         return float(self.p[np.isin(self.classes, URGENT)].sum())
 
-# %% ../nbs/api/app.ipynb #6cb19750
 def evidence_map(
     model, # `OctModel`
     pixels:np.ndarray, # (h, w) uint8, prepared
@@ -80,23 +76,19 @@ def evidence_map(
 )->tuple: # (H, W) float over the scan as stored, or None; and a sentence
     "Where the evidence for a class lies, and what the colours mean; or why there is no map"
     try: _ = model.net
-    except OctError:
-        return None, 'There is no heat map, as it needs torch and the model runs without: pip install torch.'
+    except OctError: return None, 'There is no heat map, as it needs torch: pip install torch.'
     from oct_classify.evaluation.heatmaps import LEAST, heat_map, strength
     try: heat = heat_map(model, pixels.copy(), [k])[0]
     except OctError:
-        return None, ("There is no heat map, as this network's head does not read maps: "
-            'oct-classify explain --method occlusion draws one.')
+        return None, "This network's head reads no maps, so there is none: try oct-classify explain --method occlusion."
     label = model.classes[k]
     others = 'the others' if label == 'NORMAL' or 'NORMAL' not in model.classes else 'NORMAL'
+    pair = f'{label} against {others}'
     if not heat.any():
-        return None, (f'The heat map is left blank, as there are less than {LEAST:g} log-odds of evidence '
-            f'for {label} against {others}.')
+        return None, f'The heat map is left blank, as there are less than {LEAST:g} log-odds of evidence for {pair}.'
     total = strength(heat[None])[0]
-    return where.back(heat), (f'Evidence for {label} against {others}: {total:.0f} log-odds in all; '
-        'colours are shares of the strongest.')
+    return where.back(heat), f'Evidence for {pair}: {total:.0f} log-odds in all; colours are shares of the strongest.'
 
-# %% ../nbs/api/app.ipynb #9b1f3e63
 def read_scan(
     model, # `OctModel`
     image, # path, bytes, PIL image or array
@@ -131,29 +123,22 @@ def urgency(r:Reading)->tuple: # 'yes', 'no' or 'unknown'; and a sentence
     known = [c for c in r.classes if c in URGENT]
     if not known: return 'unknown', 'The model knows no class of urgent referral.'
     if not (r.row.predicted or r.row.urgent): return 'unknown', 'No statement, as the model gives no answer.'
-    together = f"{' and '.join(known)} together have {percent(r.urgent_probability)}"
-    how = f'{together}; the model says urgent from {100*r.threshold:.0f}\xa0% on.'
+    how = (f"{' and '.join(known)} together have {percent(r.urgent_probability)}; "
+        f'the model says urgent from {100*r.threshold:.0f}\xa0% on.')
     return ('yes', f'Yes: {how}') if r.row.urgent else ('no', f'No: {how}')
 
 # %% ../nbs/api/app.ipynb #d134f67f
-def answer_html(
-    r:Reading,
-    research:str=RESEARCH_USE, # said below; '' on a page that says it already
-)->str:
-    "The whole answer as a piece of a page that needs nothing from elsewhere"
+def answer_html(r:Reading, research:str=RESEARCH_USE)->str:
+    "The whole answer as a piece of a page that needs nothing from elsewhere; `research` stands below it"
     urgent,sentence = urgency(r)
-    shown = dict(over=None, spot='')
-    if r.heat is not None: shown = dict(over=overlay(r.grey, r.heat), spot=strongest(r.heat))
+    shown = {} if r.heat is None else dict(over=overlay(r.grey, r.heat), spot=strongest(r.heat))
     return piece_of_page(
         'app_answer.html.j2', r=r, tone=colour(r.row.predicted) if r.row.predicted else '#4f5b67',
         long=LONG.get(r.row.predicted, ''), bars=list(zip(r.classes, r.p)), urgent=urgent, urgent_sentence=sentence,
         uri=data_uri, pct=percent, colour=colour, research=research, **shown)
 
-def note_html(
-    text:str,
-    bad:bool=False, # something went wrong
-)->str:
-    "One sentence in a box"
+def note_html(text:str, bad:bool=False)->str:
+    "One sentence in a box; `bad`: something went wrong"
     return piece_of_page('app_note.html.j2', text=text, bad=bad)
 
 # %% ../nbs/api/app.ipynb #27cf43e2
@@ -164,71 +149,55 @@ def safe_name(name:str)->str:
     base = re.sub(r'[^A-Za-z0-9._-]', '_', re.split(r'[\\/]', str(name))[-1]).lstrip('.')
     return base[-100:].lstrip('.') or 'file'
 
-def uploaded(
-    value, # of a FileUpload of ipywidgets 8 or 7
-)->list: # (name, bytes) of each
-    "The files in an upload widget"
+def uploaded(value)->list: # (name, bytes) of each
+    "The files in the value of an upload widget of ipywidgets 8 or 7"
     if isinstance(value, dict): value = [dict(name=name) | file for name,file in value.items()]
     return [(str(file['name']), bytes(file['content'])) for file in value]
 
-def keep_files(
-    files, # (name, bytes) of each
-    folder, # to write into
-)->dict: # path of each, and its name as given
-    "Write uploaded files, each into a folder of its own; raises `OctError` where one is too large"
+def keep_files(files, folder)->dict: # path of each file, and its name as given
+    "Write files, (name, bytes) of each, into a folder, each into one of its own; raises `OctError` for a large one"
     kept = {}
     for i,(name,data) in enumerate(files):
         if len(data) > LARGEST:
-            raise OctError(f'{printable(name)} has {amount(len(data))}, but at most {amount(LARGEST)} are taken: '
-                'use oct-classify predict for it.')
+            raise OctError(f'{printable(name)} is over {amount(LARGEST)}: use oct-classify predict for it.')
         path = make_dir(Path(folder)/f'{i:04d}')/safe_name(name)
         path.write_bytes(data)
         kept[path] = printable(name)
     return kept
 
-# %% ../nbs/api/app.ipynb #15941ce1
 @dataclass
 class Shown:
     "A scan under the name by which it is shown"
     name:str
     scan:object # with `image()`
-    path:str='' # where it lies in fact
-    shown:str='' # what is said in place of that
+    path:str # where it lies in fact
+    shown:str # what is said in place of that
 
     def image(self):
         "What `prepare` takes; raises `OctError` where it can't be read"
         try: return self.scan.image()
-        except OctError as e: raise OctError(str(e).replace(self.path, self.shown) if self.path else str(e)) from None
+        except OctError as e: raise OctError(str(e).replace(self.path, self.shown)) from None
 
-def open_scans(
-    paths, # paths, or dict from path to the name that is shown
-)->list: # of `Shown`
-    "All scans in some files, under the names that are shown; raises `OctError` where one holds none"
+def open_scans(paths)->list: # of `Shown`
+    "All scans in files, paths or a dict from path to the name to be shown; raises `OctError` where one holds none"
     names = paths if isinstance(paths, dict) else {p: printable(p) for p in paths}
     shown = []
     for path,name in names.items():
-        uploaded = name != str(path) # a list that was uploaded names no file of this machine
-        try: scans = scans_of([path], lists=not uploaded)
+        try: scans = scans_of([path], lists=name == str(path)) # an uploaded list names no file of this machine
         except OctError as e: raise OctError(str(e).replace(str(path), name)) from None
         shown += [Shown(scan.name.replace(str(path), name, 1), scan, str(path), name) for scan in scans]
     return shown
 
 # %% ../nbs/api/app.ipynb #500461cc
-def read_many(
-    model, # `OctModel`
-    scans, # with name and image()
-    report=lambda n: None, # called with the number of scans that are done
-    step:int=16, # scans at a time
-)->pd.DataFrame: # the prediction table
-    "Predict many scans, reporting how far one is"
+def read_many(model:OctModel, scans, report=lambda n: None)->pd.DataFrame:
+    "The prediction table of scans with `name` and `image()`; `report` is called with the number of scans done"
     parts = [model.table([], np.zeros((0, len(model.classes))))]
     with quietly():
-        for t in model.stream(scans, step):
+        for t in model.stream(scans, block=16):
             parts.append(t)
             report(sum(map(len, parts)))
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
-# %% ../nbs/api/app.ipynb #f132d5b0
 def worst(df:pd.DataFrame)->int:
     "The row of a prediction table that speaks most for urgent referral, by the rule of `by_volume`"
     return int(by_volume(df.assign(path=[f'all#{i}' for i in range(len(df))])).slice[0])
@@ -239,22 +208,15 @@ def harmless(value):
     formula = isinstance(value, str) and value[:1] in ('=', '+', '-', '@', '\t', '\r')
     return "'"+value if formula else value
 
-def csv_text(df:pd.DataFrame)->str:
-    "A prediction table for a spreadsheet, in which no cell is a formula"
-    return df.map(harmless).to_csv(index=False)
-
 def counted(df:pd.DataFrame)->str:
     "A prediction table in one sentence"
     n = df.predicted.replace('', 'without an answer').value_counts()
     classes = ', '.join(f'{count:,} {name}' for name,count in n.items())
     return f'{plural(len(df), "scan")}: {classes}; {df.urgent.sum():,} urgent.'
 
-def table_html(
-    df:pd.DataFrame, # prediction table
-    rows:int=20, # shown
-)->str:
-    "The first rows, and a link to all of them"
-    href = 'data:text/csv;charset=utf-8,' + quote(csv_text(df))
+def table_html(df:pd.DataFrame, rows:int=20)->str:
+    "The first rows of a prediction table, and a link to all of them"
+    href = 'data:text/csv;charset=utf-8,'+urllib.parse.quote(df.map(harmless).to_csv(index=False))
     first = list(df.head(rows).itertuples())
     return piece_of_page('app_table.html.j2', summary=counted(df), href=href, n=len(df), rows=first, pct=percent)
 
@@ -267,33 +229,19 @@ def import_widgets():
     except ImportError: raise OctError("The app needs ipywidgets: pip install 'oct_classify[app]'.") from None
     return ipywidgets
 
-def examples(
-    folder=None, # of scans
-    most:int=200, # files of it
-)->list: # (what is shown, phantom label or path)
-    "What the drop-down offers; raises `OctError` where `folder` is none"
-    phantoms = [(f'Synthetic scan, {c} (a phantom drawn now)', c) for c in CLASSES]
-    offered = [('Choose an example', ''), *phantoms]
+def examples(folder=None)->list: # (what is shown, phantom label or path)
+    "What the drop-down offers, of a folder of scans 200 files; raises `OctError` where `folder` is none"
+    offered = [('Choose an example', ''), *((f'Synthetic scan, {c} (a phantom drawn now)', c) for c in CLASSES)]
     if folder is None: return offered
     if not Path(folder).is_dir(): raise OctError(f'{folder} is not a folder: name the folder of example scans.')
     found = sorted(p for p in Path(folder).rglob('*') if p.is_file() and not p.name.startswith('.'))
-    return offered + [(printable(p.relative_to(folder)), p) for p in found[:most]]
+    return offered + [(printable(p.relative_to(folder)), p) for p in found[:200]]
 
-def sentence_of(e:Exception)->str:
-    "What went wrong, for a person"
-    if isinstance(e, OctError): return str(e)
-    return f'This could not be read ({type(e).__name__}): try another file.'
-
-# %% ../nbs/api/app.ipynb #b775a51a
 class App:
-    "The page as a widget: `app.widget`; shows itself in a notebook"
-    def __init__(self,
-        bundle, # folder, or an `OctModel`
-        folder=None, # of scans to be offered as examples
-    ):
-        from oct_classify.inference.model import OctModel
+    "The page as a widget: `app.widget`"
+    def __init__(self, bundle, folder=None): # as of `app`
         self.w = w = import_widgets()
-        engine = 'torch' if find_spec('torch') else 'onnx' # only torch draws maps
+        engine = 'torch' if importlib.util.find_spec('torch') else 'onnx' # only torch draws maps
         self.model = bundle if isinstance(bundle, OctModel) else OctModel.load(bundle, engine=engine)
         self.bundle = bundle if isinstance(bundle, (str, Path)) else None
         self.scans,self.table = [],None
@@ -305,14 +253,39 @@ class App:
         for i,name in enumerate(('One scan', 'Many scans')): self.tabs.set_title(i, name)
         self.widget = w.VBox([title, self.tabs], layout=w.Layout(max_width='1000px', width='100%', margin='0 auto'))
 
+    def one_scan_tab(self, folder):
+        "The first tab"
+        w = self.w
+        self.upload = w.FileUpload(description='Upload a scan', layout=w.Layout(width='180px'))
+        self.pick = w.Dropdown(options=examples(folder), description='or an example',
+            style=dict(description_width='96px'), layout=w.Layout(width='460px', max_width='100%'))
+        hidden = w.Layout(width='98%', display='none')
+        self.slice = w.IntSlider(1, 1, 1, description='B-scan', continuous_update=False, layout=hidden)
+        self.on_change(self.upload, self.answer, self.show_upload)
+        self.on_change(self.pick, self.answer, self.show_example)
+        self.on_change(self.slice, self.answer, self.show_slice)
+        hint = w.HTML('An image, a DICOM or a volume of at most 50 MB.')
+        return w.VBox([self.row(self.upload, self.pick), hint, self.slice, self.answer])
+
+    def many_scans_tab(self):
+        "The second tab"
+        w = self.w
+        self.uploads = w.FileUpload(multiple=True, description='Upload scans', layout=w.Layout(width='180px'))
+        self.path = w.Text(description='or a folder', placeholder='path on this machine',
+            style=dict(description_width='76px'), layout=w.Layout(width='340px', max_width='100%'))
+        self.go = w.Button(description='Read this folder', layout=w.Layout(width='150px'))
+        self.bar = w.IntProgress(0, 0, 1, description='0 of 0', layout=w.Layout(width='98%', visibility='hidden'))
+        self.on_change(self.uploads, self.many, self.read_uploads)
+        self.go.on_click(lambda button: self.safely(self.many, self.read_folder))
+        hint = w.HTML('At most 50 MB a file and 200 MB at once; for more, give a folder, a zip or a CSV of paths.')
+        return w.VBox([self.row(self.uploads, self.path, self.go), hint, self.bar, self.many])
+
     def safely(self, out, f):
         "Call `f`; what goes wrong is said in the widget `out`"
         try: f()
-        except Exception as e: out.value = note_html(sentence_of(e), bad=True)
-
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.widget)
+        except Exception as e:
+            unforeseen = f'This could not be read ({type(e).__name__}): try another file.'
+            out.value = note_html(str(e) if isinstance(e, OctError) else unforeseen, bad=True)
 
     def on_change(self, widget, out, f):
         "Call `f` whenever the value of a widget changes"
@@ -321,41 +294,6 @@ class App:
     def row(self, *widgets):
         "Widgets beside one another, or below where there is no room"
         return self.w.HBox(widgets, layout=self.w.Layout(flex_flow='row wrap', align_items='center'))
-
-# %% ../nbs/api/app.ipynb #8794b2d5
-@patch
-def one_scan_tab(self:App, folder):
-    "The first tab"
-    w,full = self.w,'100%'
-    self.upload = w.FileUpload(
-        accept='', multiple=False, description='Upload a scan', layout=w.Layout(width='180px'))
-    self.pick = w.Dropdown(
-        options=examples(folder), description='or an example', style=dict(description_width='96px'),
-        layout=w.Layout(width='460px', max_width=full))
-    self.slice = w.IntSlider(
-        1, 1, 1, description='B-scan', continuous_update=False, layout=w.Layout(width='98%', display='none'))
-    self.on_change(self.upload, self.answer, self.show_upload)
-    self.on_change(self.pick, self.answer, self.show_example)
-    self.on_change(self.slice, self.answer, self.show_slice)
-    hint = w.HTML('An image, a DICOM or a volume of at most 50 MB.')
-    return w.VBox([self.row(self.upload, self.pick), hint, self.slice, self.answer])
-
-# %% ../nbs/api/app.ipynb #e67e9dd3
-@patch
-def many_scans_tab(self:App):
-    "The second tab"
-    w = self.w
-    self.uploads = w.FileUpload(
-        accept='', multiple=True, description='Upload scans', layout=w.Layout(width='180px'))
-    self.path = w.Text(
-        description='or a folder', placeholder='path on this machine', style=dict(description_width='76px'),
-        layout=w.Layout(width='340px', max_width='100%'))
-    self.go = w.Button(description='Read this folder', layout=w.Layout(width='150px'))
-    self.bar = w.IntProgress(0, 0, 1, description='0 of 0', layout=w.Layout(width='98%', visibility='hidden'))
-    self.on_change(self.uploads, self.many, self.read_uploads)
-    self.go.on_click(lambda button: self.safely(self.many, self.read_folder))
-    hint = w.HTML('At most 50 MB a file and 200 MB at once; for more, give a folder, a zip or a CSV of paths.')
-    return w.VBox([self.row(self.uploads, self.path, self.go), hint, self.bar, self.many])
 
 # %% ../nbs/api/app.ipynb #01340db6
 @patch
@@ -372,63 +310,40 @@ def show_upload(self:App):
     "Show the file that was uploaded"
     if not self.upload.value: return
     self.pick.value = ''
-    self.open_file(self.take_upload(self.upload))
+    self.show(open_scans(self.take_upload(self.upload)))
 
 @patch
 def show_example(self:App):
     "Show the example that was chosen"
     example = self.pick.value
-    if example == '': return
-    if isinstance(example, str): self.show([Shown(f'Synthetic scan, {example}', DrawnScan(example))])
-    else: self.open_file({example: printable(example.name)})
-
-# %% ../nbs/api/app.ipynb #1b26e568
-@patch
-def open_file(self:App, paths):
-    "Show what is in a file; of many slices the worst"
-    self.show(open_scans(paths)[:MOST])
+    if isinstance(example, Path): self.show(open_scans({example: printable(example.name)}))
+    elif example: self.show([NamedScan(f'Synthetic scan, {example}', Phantom(5, example, .75, patient=5).image)])
 
 @patch
 def show(self:App, scans):
     "Show the worst of some scans, and a slider where there are several; raises `OctError` where there is none"
     if not scans: raise OctError('There is no scan in this file: choose another one.')
+    scans = scans[:MOST]
     self.answer.value = note_html(f'Reading {scans[0].name}.')
     self.scans,several = scans,len(scans) > 1
     self.table = read_many(self.model, scans) if several else None
     first = worst(self.table) if several else 0
-    with self.slice.hold_trait_notifications():
-        self.slice.max = len(scans)
-        self.slice.value = first+1
+    with self.slice.hold_trait_notifications(): self.slice.max,self.slice.value = len(scans),first+1
     self.slice.layout.display = '' if several else 'none'
     self.show_slice()
 
 @patch
 def show_slice(self:App):
     "Show the B-scan that the slider points at"
-    scan = self.scans[self.slice.value-1]
+    here = self.slice.value
+    scan = self.scans[here-1]
     try: html = answer_html(read_scan(self.model, scan.image(), scan.name, self.bundle), '')
     except OctError as e: html = note_html(f'{scan.name}: {e}', bad=True)
-    self.answer.value = self.place_html() + html
+    if self.table is not None:
+        place = f'B-scan {here} of {len(self.scans)}, called {scan.name} in tables; B-scan {worst(self.table)+1} '
+        html = note_html(f'{place}speaks most for urgent referral and is shown first. {counted(self.table)}')+html
+    self.answer.value = html
 
-@patch
-def place_html(self:App)->str:
-    "Where one is among the slices, in words; '' where there is but one"
-    if self.table is None: return ''
-    here,name = self.slice.value,self.scans[self.slice.value-1].name
-    return note_html(f'B-scan {here} of {len(self.scans)}, called {name} in tables; B-scan {worst(self.table)+1} '
-        f'speaks most for urgent referral and is shown first. {counted(self.table)}')
-
-# %% ../nbs/api/app.ipynb #a7c0a3bf
-@dataclass
-class DrawnScan:
-    "A phantom as a scan"
-    label:str
-
-    def image(self)->np.ndarray:
-        "Drawn anew each time"
-        return Phantom(5, self.label, .75, patient=5).image
-
-# %% ../nbs/api/app.ipynb #10eb0400
 @patch
 def read_uploads(self:App):
     "Read the files that were uploaded in the second tab"
@@ -442,30 +357,21 @@ def read_folder(self:App):
     self.read_all(open_scans([path]))
 
 @patch
-def move_bar(self:App, n, of):
-    "Move the progress bar"
-    self.bar.max,self.bar.value = of,n
-    self.bar.description = f'{n:,} of {of:,}'
-
-@patch
 def read_all(self:App, scans):
     "Read many scans into the table of the second tab; raises `OctError` where there are none or over `MOST`"
     n = len(scans)
-    if n > MOST:
-        raise OctError(f'There are {n:,} scans, but at most {MOST:,} are read here: use oct-classify predict for them.')
+    if n > MOST: raise OctError(f'{n:,} scans are more than {MOST:,}: use oct-classify predict for them.')
     if not scans: raise OctError('There is no scan there: choose another folder or file.')
     self.bar.layout.visibility = 'visible'
     self.many.value = note_html(f'Reading {plural(n, "scan")}.')
-    self.move_bar(0, n)
-    self.batch = read_many(self.model, scans, lambda done: self.move_bar(done, n))
+    def move_bar(done): self.bar.value,self.bar.description = done,f'{done:,} of {n:,}'
+    self.bar.max = n
+    move_bar(0)
+    self.batch = read_many(self.model, scans, move_bar)
     self.many.value = table_html(self.batch)
 
-# %% ../nbs/api/app.ipynb #95bf9cce
-def app(
-    bundle, # folder, or an `OctModel`
-    folder=None, # of scans to be offered as examples
-): # ipywidgets.VBox
-    "The page as a widget, for a notebook in Jupyter, Colab or Voilà; raises `OctError` where ipywidgets is missing"
+def app(bundle, folder=None): # ipywidgets.VBox
+    "The page of a bundle or `OctModel`, with scans of `folder` as examples; raises `OctError` without ipywidgets"
     return App(bundle, folder).widget
 
 # %% ../nbs/api/app.ipynb #9f02758c
@@ -474,12 +380,8 @@ def app_or_reason(bundle, folder=None):
     try: return app(bundle, folder)
     except OctError as e: return import_widgets().HTML(note_html(str(e), bad=True))
 
-def write_site(
-    dest, # folder to write into; also the JUPYTER_PATH under which Voilà finds template and kernel
-    bundle, # folder
-    folder=None, # of scans to be offered as examples
-)->Path: # the notebook
-    "Everything that Voilà needs to serve the app"
+def write_site(dest, bundle, folder=None)->Path: # the notebook
+    "Everything that Voilà needs to serve `app`; `dest` is also the JUPYTER_PATH where it finds template and kernel"
     folder = None if folder is None else str(Path(folder).resolve())
     source = f'__import__("oct_classify.app").app.app_or_reason({str(Path(bundle).resolve())!r}, {folder!r})'
     name = dict(display_name='oct_classify', language='python')
@@ -497,7 +399,6 @@ def write_site(
         (Path(dest)/path).write_text(text, encoding='utf-8')
     return Path(dest)/'oct_classify.ipynb'
 
-# %% ../nbs/api/app.ipynb #f1cf1330
 POLICY = ("default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' ws: data:; "
     "frame-ancestors 'none'")
 
@@ -505,14 +406,12 @@ def voila_settings(token:str)->dict:
     "What Voilà is told: this machine only, no other notebook, no tracebacks, large uploads"
     tornado = dict(websocket_max_message_size=200_000_000, headers={'Content-Security-Policy': POLICY})
     widgets = ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']
-    return dict(
+    page = dict(template='oct_classify', allow_template_override='NO', allow_theme_override='NO',
+        show_tracebacks=False, file_allowlist=['^$'], extension_allowlist=widgets)
+    return dict(VoilaConfiguration=page,
         Voila=dict(ip='127.0.0.1', token=token, open_browser=True, tornado_settings=tornado, log_level=40),
-        VoilaConfiguration=dict(
-            template='oct_classify', allow_template_override='NO', allow_theme_override='NO', show_tracebacks=False,
-            file_allowlist=['^$'], extension_allowlist=widgets),
         ZMQChannelsWebsocketConnection=dict(limit_rate=False))
 
-# %% ../nbs/api/app.ipynb #633afca8
 def voila_page(browser:bool):
     "A Voilà application that says where it is as soon as it listens"
     from voila.app import Voila
@@ -526,24 +425,6 @@ def voila_page(browser:bool):
                 webbrowser.open(url)
     return Page
 
-def in_event_loop()->bool:
-    "Does an event loop run here already, as in a notebook?"
-    import asyncio
-    try: return bool(asyncio.get_running_loop())
-    except RuntimeError: return False
-
-@contextlib.contextmanager
-def environment(**values):
-    "Environment variables for a while"
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try: yield
-    finally:
-        for name,value in before.items():
-            if value is None: os.environ.pop(name)
-            else: os.environ[name] = value
-
-# %% ../nbs/api/app.ipynb #d0b59840
 def serve(
     bundle, # model bundle: the folder bundle that run or train wrote
     port:int=8866, # where it listens, on this machine alone; the next free one where this one is taken
@@ -556,16 +437,19 @@ def serve(
     Keeps no file; Ctrl-C ends it.
 
     Raises `OctError` where Voilà is missing or `bundle` is none."""
-    if not (find_spec('voila') and find_spec('ipywidgets')):
+    if not all(importlib.util.find_spec(o) for o in ('voila', 'ipywidgets')):
         raise OctError("The app needs Voilà and ipywidgets: pip install 'oct_classify[app]'.")
     if folder and not Path(folder).is_dir(): raise OctError(f'There is no folder {folder}: check --folder.')
     load_config(bundle)
-    if in_event_loop(): raise OctError('This is a notebook already: show the app with app(bundle).')
+    try: asyncio.get_running_loop()
+    except RuntimeError: pass # as it must be
+    else: raise OctError('This is a notebook already: show the app with app(bundle).')
+    from unittest import mock
     from traitlets.config import Config
     quiet(False) # or nobody would know the address
     with tempfile.TemporaryDirectory(prefix='oct-app-') as d:
         others = os.environ.get('JUPYTER_PATH')
-        with environment(JUPYTER_PATH=os.pathsep.join([d, others] if others else [d])):
+        with mock.patch.dict(os.environ, JUPYTER_PATH=os.pathsep.join([d, others] if others else [d])):
             notebook = write_site(d, bundle, folder)
             settings = Config(voila_settings(secrets.token_urlsafe(16)))
             voila_page(browser).launch_instance([str(notebook), f'--port={port}'], config=settings)

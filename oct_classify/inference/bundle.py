@@ -11,8 +11,7 @@ __all__ = ['SCHEMA', 'ENGINES', 'RESEARCH_USE', 'DEFAULTS', 'CONFIG_TYPES', 'ver
            'lookalikes', 'course', 'model_card']
 
 # %% ../../nbs/api/inference/bundle.ipynb #de6dfa01
-import hashlib, json, platform, shutil, tempfile
-from importlib.metadata import version
+import hashlib, importlib.metadata, json, platform, shutil, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ DEFAULTS = dict(schema=SCHEMA, temperature=1., mirror=True, thresholds=dict(urge
 
 def versions()->dict:
     "Versions of what the figures depend on"
-    packages = {p: version(p) for p in ('torch', 'torchvision', 'timm', 'numpy', 'pillow')}
+    packages = {p: importlib.metadata.version(p) for p in ('torch', 'torchvision', 'timm', 'numpy', 'pillow')}
     return dict(oct_classify=__version__, python=platform.python_version(), **packages)
 
 def table_hash(df:pd.DataFrame)->str:
@@ -40,7 +39,6 @@ def table_hash(df:pd.DataFrame)->str:
     o = df.sort_values('path')
     return hashlib.sha256('\n'.join(f'{a} {b} {c}' for a,b,c in zip(o.sha256, o.label, o.split)).encode()).hexdigest()
 
-# %% ../../nbs/api/inference/bundle.ipynb #a530cc4d
 def bundle_files(folder)->list:
     "Names of the files in a bundle beside its config.json"
     return sorted(p.name for p in Path(folder).iterdir() if p.name != 'config.json' and not p.name.startswith('.'))
@@ -49,14 +47,13 @@ def write_config(folder, config:dict, written=None):
     "Write `config.json`, with new SHA-256 sums of the files `written` (None: all); others keep the sums in `config`"
     kept,names = ({}, bundle_files(folder)) if written is None else (config['sums'], written)
     sums = kept | {name: digest(Path(folder)/name) for name in names}
-    text = json.dumps(config | dict(sums=sums), indent=1)
-    with atomic_write(Path(folder)/'config.json') as f: f.write(text+'\n')
+    with atomic_write(Path(folder)/'config.json') as f: f.write(json.dumps(config | dict(sums=sums), indent=1)+'\n')
 
 def upgraded(config:dict)->dict:
     "A config in today's form; in older ones `recipe` held the options, and `preset` the name of the recipe"
     if not isinstance(config.get('recipe'), dict): return config
-    rest = {k: v for k,v in config.items() if k != 'preset'}
-    return rest | dict(recipe=config.get('preset'), options=config['recipe'])
+    renamed = dict(recipe=config.get('preset'), options=config['recipe'])
+    return {k: v for k,v in config.items() if k != 'preset'} | renamed
 
 # %% ../../nbs/api/inference/bundle.ipynb #10b00002
 def write_network(net, folder, onnx_size=None):
@@ -106,9 +103,8 @@ def in_range(c:dict)->bool:
     classes,stages,sums = c['classes'],c.get('stages', 0),c.get('sums')
     named = 2 <= len(classes) <= 1000 and all(isinstance(k, str) and 0 < len(k) <= 100 for k in classes)
     summed = isinstance(sums, dict) and 'model.safetensors' in sums and all(isinstance(v, str) for v in sums.values())
-    return (named and len(set(classes)) == len(classes) and summed
-        and c['view'] in VIEWS and 0 < c['temperature'] < 100 and len(c['arch']) <= 500
-        and type(stages) is int and 0 <= stages <= 9
+    return (named and len(set(classes)) == len(classes) and summed and c['view'] in VIEWS
+        and 0 < c['temperature'] < 100 and len(c['arch']) <= 500 and type(stages) is int and 0 <= stages <= 9
         and all(isinstance(v, float) and 0 <= v <= 1 for v in c['thresholds'].values())
         and isinstance(c.get('options') or {}, dict) and isinstance(c.get('recipe') or '', str))
 
@@ -132,7 +128,6 @@ def load_config(bundle)->dict:
     as_size(c['size'])
     return c
 
-# %% ../../nbs/api/inference/bundle.ipynb #10b00004
 def intact(bundle, config:dict, *names:str):
     "Raise `OctError` where one of these files of a bundle is missing, or is not the one that was saved"
     export = f'write it with oct-classify export {bundle}'
@@ -164,7 +159,6 @@ def load_net(bundle, config:dict):
     except Exception: raise wrong from None
     return net
 
-# %% ../../nbs/api/inference/bundle.ipynb #10b00003
 def load_arrays(bundle, config:dict, name:str)->dict|None:
     "The arrays 'inputs' or 'neighbours' of a bundle; None where it has none; raises `OctError` where they are damaged"
     from safetensors.numpy import load_file
@@ -191,10 +185,9 @@ def add_onnx(bundle):
     "Write `model.onnx` into a bundle, or anew; raises `OctError` where the bundle is damaged or ONNX can't be written"
     from oct_classify.inference.onnx import write_onnx
     config = load_config(bundle)
-    net = load_net(bundle, config)
     names = 'model.onnx.data', 'model.onnx'
     with tempfile.TemporaryDirectory(dir=bundle, prefix='.part-') as d:
-        write_onnx(net, d, config['size'])
+        write_onnx(load_net(bundle, config), d, config['size'])
         for name in names: (Path(d)/name).replace(Path(bundle)/name)
     write_config(bundle, config, names)
 

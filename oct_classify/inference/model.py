@@ -51,7 +51,6 @@ class OnnxEngine:
 
     @property
     def net(self): raise OctError("What looks into the network needs PyTorch: load the bundle with engine='torch'.")
-
     device = net
 
     def __call__(self, px, features=True):
@@ -67,8 +66,8 @@ class TorchEngine:
         self.net,self.dtype = net.to(self.device).eval(),None
         if self.device.type != 'cuda': return
         self.bs,self.dtype = 64,dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision)
-        old = self.dtype == torch.bfloat16 and torch.cuda.get_device_capability(self.device)[0] < 8
-        if old: self.dtype = torch.float16
+        old = torch.cuda.get_device_capability(self.device)[0] < 8
+        if old and self.dtype == torch.bfloat16: self.dtype = torch.float16
 
     def __call__(self, px, features=True):
         import torch
@@ -198,8 +197,7 @@ def prediction_table(
         whys[i] = f'The model is torn between {first} and {second}.'
     scans = [re.sub(r'#\d+$', '', n) for n in names] # without the numbers of slices
     return pd.DataFrame(dict(
-        path=pd.array(list(names), dtype=object),
-        label=[label_of(o, classes) for o in scans],
+        path=pd.array(list(names), dtype=object), label=[label_of(o, classes) for o in scans],
         patient=pd.array([patient(o) for o in scans], dtype='Int64'),
         **{f'p_{c}': p[:,i] for i,c in enumerate(classes)},
         predicted=np.where(known & ~unsure, classes[q.argmax(1)], '').astype(object),
@@ -285,12 +283,8 @@ def training_looks(
     return inputs, near
 
 # %% ../../nbs/api/inference/model.ipynb #149e0aa5
-def quantise(
-    bundle, # folder that holds `model.onnx`
-    data, # folder of scans that it was trained on
-    scans:int=128, # of training, to see what flows through the network
-)->dict: # as in config.json: `accuracy`, `accuracy_int8`, and `same`, the share of equal answers
-    "Write `model.int8.onnx`, and measure on validation and test what it costs; raises `OctError` where scans lack"
+def quantise(bundle, data, scans:int=128)->dict: # `accuracy`, `accuracy_int8`, and `same`, the share of equal answers
+    "Write `model.int8.onnx` by `scans` training scans in `data`, measure its cost; raises `OctError` where scans lack"
     from oct_classify.data.scans import find_scans
     from oct_classify.evaluation.bootstrap import share
     c,data = load_config(bundle),Path(data)

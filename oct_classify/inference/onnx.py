@@ -40,12 +40,8 @@ def onnx_graph(net, size):
         input_names=['pixels'], output_names=['logits', 'features'],
         dynamic_shapes=dict(x={0: torch.export.Dim('n')})).model_proto
 
-def write_onnx(
-    net, # nn.Module from `network`
-    folder, # where `model.onnx` and `model.onnx.data` are written
-    size, # height and width in pixels
-):
-    "Write a network for ONNX Runtime; raises `OctError` where it can't be written as one"
+def write_onnx(net, folder, size):
+    "Write `model.onnx` and `model.onnx.data`, for scans of `size` in pixels; raises `OctError` where it can't be done"
     if not all(importlib.util.find_spec(o) for o in ('onnx', 'onnxscript')):
         raise OctError("Writing ONNX needs further packages: pip install 'oct_classify[onnx]'.")
     import onnx

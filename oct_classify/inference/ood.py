@@ -8,8 +8,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/ood.html.md"""
 __all__ = ['DEPTHS', 'NEAR_DEPTHS', 'GROUPS', 'N_TRAITS', 'SLICES', 'HEIGHT', 'WIDTH', 'POWERS', 'N_KNOTS', 'N_RANKS',
            'KNOT_SCORES', 'NOT_A_SCAN', 'TOO_SMALL', 'log_of', 'row_steps', 'brightness_by_depth', 'line_traits',
            'grain_traits', 'traits', 'normal_scores', 'fit_traits', 'traits_distance', 'unit_length', 'fit_features',
-           'features_distance', 'distance_limit', 'out_of_fold', 'fit_inputs', 'retina_doubt', 'best_correlation',
-           'upside_down', 'distances', 'doubt', 'doubts', 'fault_in', 'check_inputs']
+           'features_distance', 'distance_limit', 'out_of_fold', 'fit_inputs', 'best_correlation', 'upside_down',
+           'distances', 'doubt', 'doubts', 'fault_in', 'check_inputs']
 
 # %% ../../nbs/api/inference/ood.ipynb #59d54da7
 from statistics import NormalDist
@@ -158,13 +158,7 @@ def fit_inputs(
 
 # %% ../../nbs/api/inference/ood.ipynb #2d1d4c07
 NOT_A_SCAN = 'This does not look like a retinal B-scan: '
-TOO_SMALL = ('The picture is too small to look for a retina in it: give the scan as the device exported it, '
-             'at least 60 pixels on each side.')
-
-def retina_doubt(t)->str:
-    "Why traits (N_TRAITS,) speak against a retina; '' where they do not"
-    contrast,light,vitreous,spread,c,b,a = (float(o) for o in t[SLICES['retina']])
-    return Retina((a, b, c), contrast, light, vitreous, float(np.exp(spread)-.01)).doubt
+TOO_SMALL = 'The picture is too small to find a retina in: give the scan as exported, at least 60 pixels on each side.'
 
 def best_correlation(profile, like)->float:
     "Best correlation of two profiles over shifts that leave two thirds of them"
@@ -194,7 +188,8 @@ def distances(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np
 def doubt(t, distance, inputs:dict)->str:
     "Why a model should not answer a scan of traits (N_TRAITS,) at `distances` (2,); '' where nothing speaks against it"
     if not np.isfinite(t).all(): return TOO_SMALL
-    no_retina = retina_doubt(t)
+    contrast,light,vitreous,spread,c,b,a = (float(o) for o in t[SLICES['retina']])
+    no_retina = Retina((a, b, c), contrast, light, vitreous, float(np.exp(spread)-.01)).doubt
     if not (distance > 1).any() and not no_retina: return ''
     if t[SLICES['span']][0] < np.log(.07): return NOT_A_SCAN+'the picture is blank.'
     grain = np.exp(t[SLICES['grain']])
@@ -228,8 +223,7 @@ def fault_in(i:dict)->str:
         if not np.isfinite(i[k]).all(): return f'{k} holds numbers that are not finite'
         if k in ('knots', 'traits', 'features') and (np.diff(i[k], axis=0) < 0).any(): return f'{k} is out of order'
         if k in ('n', 'traits_limit', 'features_limit') and i[k].min() <= 0: return 'a limit is not over 0'
-    lowest = np.linalg.eigvalsh((i['precision']+i['precision'].T).astype(float))[0]
-    if lowest <= 0: return 'precision is no precision matrix'
+    if np.linalg.eigvalsh((i['precision']+i['precision'].T).astype(float))[0] <= 0: return 'precision is no precision'
     if 'axes' not in shapes: return ''
     straight = 0 < directions <= 256 and abs(i['axes']@i['axes'].T-np.eye(directions)).max() <= .01
     return '' if straight else 'axes are no directions'
