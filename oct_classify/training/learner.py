@@ -147,7 +147,7 @@ def fit_logistic(learn:Learner, net:nn.Sequential, options:Options=Options(), mo
     return float((answers == v.y).mean())
 
 # %% ../../nbs/api/training/learner.ipynb #e55124c8
-def fine_tune(learn:Learner, options:Options=Options(), cbs=()): # `callbacks`, and others
+def fine_tune(learn:Learner, options:Options=Options(), cbs=()): # fastai callbacks
     "Train all layers of an `oct_learner`, one cycle of epochs at the options' rates"
     learn.unfreeze()
     lr = options.lr if options.body == 1 else slice(options.lr*options.body, options.lr)

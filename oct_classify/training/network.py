@@ -57,8 +57,8 @@ def create_from_torchvision(arch:str, pretrained:bool=False)->nn.Module:
     setattr(model.get_submodule(owner), name, nn.Identity())
     return model
 
-def create(arch:str, size:tuple, pretrained:bool=False, **kwargs)->nn.Module: # `kwargs` of `timm.create_model`
-    "The architecture for (height, width) pixels, without classifier; raises `OctError` for weights timm has not"
+def create(arch:str, size:tuple, pretrained:bool=False, **kwargs)->nn.Module:
+    "timm's architecture, to which `kwargs` go, or torchvision's for (height, width) pixels, without its classifier"
     if check_arch(arch) == 'torchvision': return create_from_torchvision(arch, pretrained)
     kwargs |= dict(pretrained=pretrained, num_classes=0)
     try: return timm.create_model(arch, img_size=size, **kwargs)

@@ -68,7 +68,7 @@ def npy_header(n:int, size:tuple)->bytes:
 
 class UnfinishedPack:
     "A growing file of pixels and its progress, under names that say so; raises `OctError` where the disk is too small"
-    def __init__(self, folder, key:str, n:int, size:tuple): # of a pack of `n` scans of (height, width) pixels
+    def __init__(self, folder, key:str, n:int, size:tuple): # (height, width) of `n` scans
         self.folder,self.key,self.scan = Path(folder),key,size[0]*size[1]
         self.file,self.note = self.folder/'unfinished.npy',self.folder/'unfinished.json'
         self.header,self.done,self.errors,self.whole = npy_header(n, size),0,{},0
@@ -200,8 +200,8 @@ def changed(x:torch.Tensor, augment:Augment, generator:torch.Generator|None=None
 
 # %% ../../nbs/api/training/pack.ipynb #2d3bf692
 class PackedScans:
-    "Scans of a pack with their class indices"
-    def __init__(self, packed:Packed, rows, y): # (N,) rows of the pack, (N,) class indices
+    "Scans of a pack, by their (N,) rows in it, with their (N,) class indices"
+    def __init__(self, packed:Packed, rows, y):
         self.packed,self.rows,self.y = packed,np.asarray(rows, int),np.asarray(y, int)
 
     def __len__(self): return len(self.y)
