@@ -9,17 +9,20 @@ over that part of the view that lies between the inner surface and Bruch's membr
 once as the maps are, and once with maps of little evidence left blank, as `explain` draws them. A blank map scores chance.
 Intervals are 95 %, from resampling patients. Prints a table in markdown, and JSON.
 """
-import argparse, json, tempfile, time
+import argparse, copy, io, json, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
 
 from oct_classify.core import *
 from oct_classify.data.scans import scan_table
 from oct_classify.evaluation.bootstrap import share
 from oct_classify.evaluation.heatmaps import *
-from oct_classify.phantoms.phantom import Phantom, _jpeg, phantom_folder
+from oct_classify.phantoms.phantom import Phantom, phantom_folder
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import placed
 from oct_classify.training.recipes import train_by
@@ -37,15 +40,64 @@ def trained():
     return OctModel(o.net, dict(temperature=1., mirror=True, thresholds=dict(urgent=.5)) | o.info)
 
 
+def jpeg(scan):
+    "A scan as a file's bytes, as `phantom_folder` stores it"
+    file = io.BytesIO()
+    Image.fromarray(scan).save(file, 'jpeg', quality=75)
+    return file.getvalue()
+
+
 class Case:
     "A phantom patient: pixels, way back, and where its lesions and its retina are"
     def __init__(self, model, seed, i):
         p = Phantom(seed, LESIONS[i % 3], patient=i, shape=SHAPE)
         self.label, self.mask = CLASSES.index(p.label), p.lesion
-        self.px, self.place = placed(_jpeg(p.image), model.config['size'], model.config['view'])
+        self.px, self.place = placed(jpeg(p.image), model.config['size'], model.config['view'])
         self.seen = self.place.back(np.ones((2, 2))) > 0
         y = np.arange(SHAPE[0])[:, None]
         self.retina = (y >= p.layers[0]) & (y < p.layers[-1]) & self.seen
+
+
+def energy_in_mask(heat, mask):
+    "The share of a map's positive part that lies in the mask (Wang et al., CVPR workshops 2020); 0 without such a part"
+    p = np.clip(heat, 0, None)
+    return float(p[mask].sum()/p.sum()) if p.any() else 0.
+
+
+def removal_curve(model, pixels, maps, target, insert=False):
+    """Probability (N, 11) of class numbers `target` (N,) after each tenth of the pixels, the map's strongest first, went to the blurred scan's, or came from there
+
+    Deletion and insertion of Petsiuk et al., BMVC 2018; pixels (N, H, W) uint8 are prepared, maps (N, H, W)."""
+    order = np.argsort(-maps.reshape(len(maps), -1), 1, kind='stable')
+    rank = np.argsort(order, 1).reshape(maps.shape)/maps[0].size # 0: strongest
+    dull = blurred(torch.from_numpy(pixels).float(), .1).round().numpy().astype(np.uint8)
+    stages = [np.where((rank < k/10) == insert, pixels, dull) for k in range(11)]
+    return np.stack([model.probs(o)[np.arange(len(o)), target] for o in stages], 1)
+
+
+def area(curve):
+    "Area under curves (N, steps+1) over 0 to 1"
+    return np.trapezoid(curve, dx=1/(curve.shape[1]-1), axis=1)
+
+
+@torch.no_grad()
+def randomised(model, pixels, seed=0):
+    "A copy of a model with its weights drawn anew (Adebayo et al., NeurIPS 2018); pixels (N, H, W) uint8 are for the batch-norm statistics"
+    net = copy.deepcopy(model.net)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for m in net.modules():
+            if hasattr(m, 'reset_parameters'): m.reset_parameters()
+            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
+                m.momentum = None # a plain mean over what follows
+                m.train()
+        for b in torch.from_numpy(pixels).split(32): net(b.to(model.device))
+    return OctModel(net, model.config, model.device)
+
+
+def agreement(a, b):
+    "Spearman's rank correlation (N,) of maps (N, H, W) with maps (N, H, W), of every fourth row and column"
+    return np.array([spearmanr(o[::4, ::4].ravel(), p[::4, ::4].ravel()).statistic for o, p in zip(a, b)])
 
 
 def pointed(cases, maps):

@@ -15,9 +15,9 @@ import pandas as pd
 
 from oct_classify.core import make_dir, quiet
 from oct_classify.evaluation.figures import as_text, check_predictions, figures
-from oct_classify.evaluation.errors import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_embedding, plot_top_losses,
-    plot_typical, write_embedding)
-from oct_classify.evaluation.shortcuts import plot_disturbances, plot_shortcut_check, shortcut_check, shortcut_text
+from oct_classify.evaluation.errors import (confusion_gallery, embed, lay_out, neighbour_accuracy, plot_embedding,
+    plot_top_losses, plot_typical)
+from oct_classify.evaluation.shortcuts import plot_disturbances, shortcut_check, shortcut_text
 from oct_classify.reporting.report import hardware
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import prepare_many
@@ -36,7 +36,7 @@ def markdown(t):
     return '\n'.join('| '+' | '.join(map(cell, r))+' |' for r in rows)
 
 
-def pictures(p, data, model, table, out):
+def pictures(p, data, model, out):
     "Every figure of the room, to be looked at"
     files = [data/o for o in p.path]
     px, _ = prepare_many(files, model.config['size'], model.config['view'])
@@ -44,11 +44,14 @@ def pictures(p, data, model, table, out):
     xy = lay_out(f)
     near = {k: neighbour_accuracy(o, p.label, p.patient) for k, o in (('features', f), ('map', xy))}
     print('nearest scans of other patients agree:', {k: as_text(o, 'share') for k, o in near.items()})
-    figs = dict(losses=plot_top_losses(p, data), confusions=confusion_gallery(p, data), typical=plot_typical(p, data), map=plot_embedding(xy, p.label, p.predicted, files, near['map']),
-        shortcuts=plot_shortcut_check(table), disturbances=plot_disturbances(files[::len(files)//6][:6]))
+    figs = dict(
+        losses=plot_top_losses(p, data),
+        confusions=confusion_gallery(p, data),
+        typical=plot_typical(p, data),
+        map=plot_embedding(xy, p.label, p.predicted, near['map']),
+        disturbances=plot_disturbances(files[::len(files)//6][:6]))
     for name, fig in figs.items():
         if fig: fig.savefig(out/f'{name}.png', dpi=110)
-    write_embedding(out/'map.html', xy, p.label, files, p.predicted, near=near['map'])
 
 
 def main():
@@ -61,7 +64,7 @@ def main():
         start, p, model = time.time(), test_scans(b), OctModel.load(b)
         t = shortcut_check(model, [a.data/o for o in p.path], p.label, p.patient, a.seed)
         print(f"\n{b}: recipe {model.config.get('recipe')}, {len(p)} scans of {p.patient.nunique()} patients, accuracy {as_text(figures(p)['accuracy'], 'accuracy')}; {time.time()-start:.0f} s\n\n{markdown(shortcut_text(t))}", flush=True)
-        if a.out: pictures(p, a.data, model, t, make_dir(a.out/b.parent.name))
+        if a.out: pictures(p, a.data, model, make_dir(a.out/b.parent.name))
 
 
 if __name__ == '__main__': main()

@@ -58,12 +58,13 @@ def number(text:str)->float:
 # %% ../nbs/api/cli.ipynb #588dec85
 def option_of(annotation, default)->dict: # arguments of `add_argument`
     "What an option takes, by the annotation and default of its parameter"
-    kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    literal = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
-    if literal: return dict(choices=typing.get_args(literal[0]))
+    several = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(annotation) if several else (annotation,)
+    choices = [o for kind in kinds if typing.get_origin(kind) is typing.Literal for o in typing.get_args(kind)]
+    if choices: return dict(choices=choices)
     if bool in kinds and default: return dict(action=argparse.BooleanOptionalAction)
     if bool in kinds: return dict(action='store_true')
-    if tuple in kinds and str not in kinds: return dict(nargs='+', action='extend')
+    if tuple in kinds and str not in kinds: return dict(nargs='+', action='extend', default=list(default))
     if str in kinds: return {}
     if int in kinds: return dict(type=whole, metavar='N')
     if float in kinds: return dict(type=number, metavar='NUMBER')
@@ -79,9 +80,9 @@ def add_parameter(parser:Parser, name:str, about:dict):
         parser.add_argument(name, nargs=nargs, metavar=name.upper().removesuffix('S'), help=text, default=default)
         return
     kind = option_of(about['anno'], default)
-    shown = default if kind.get('action') is None and default not in (None, '', ()) else None
-    if shown is not None: text = f'{text} ({shown})'
-    parser.add_argument('--'+name.replace('_', '-'), default=default, help=text.replace('%', '%%'), **kind)
+    if 'action' not in kind and default not in (None, '', ()): text = f'{text} ({default})'
+    kind = dict(default=default, help=text.replace('%', '%%')) | kind
+    parser.add_argument('--'+name.replace('_', '-'), **kind)
 
 # %% ../nbs/api/cli.ipynb #eb627ebf
 EPILOG = '''oct-classify COMMAND --help says more of each.

@@ -85,7 +85,7 @@ class Request:
 # %% ../nbs/api/pipeline.ipynb #af3ed7a1
 def doubtful_tests(df:pd.DataFrame)->list:
     "Sentences on test scans of a split table whose figure is not worth what it seems"
-    return within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))
+    return [str(o) for o in within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))]
 
 def split_stage(
     table:pd.DataFrame, # scan table
@@ -129,19 +129,13 @@ def earlier_model(out:Path, record:dict):
         return None if stand_in and hub_answers(record['arch']) else OctModel.load(out/'bundle')
     except OctError: return None
 
-# %% ../nbs/api/pipeline.ipynb #ede1b5c1
 def used_in_training(df:pd.DataFrame)->pd.DataFrame:
     "Patients and files that a model of this split has met"
     return df.loc[df.split.isin(('train', 'valid')), ['patient', 'sha256']]
 
-def train_stage(
-    df:pd.DataFrame, # split table
-    data, # folder that its paths are relative to
-    out:Path, # output folder
-    request:Request,
-    **kwargs, # of `train`: checkpoints, resume, log, cbs
-): # `OctModel`; None in all but the first of several processes
-    "A trained model, kept as `bundle` in `out`, or the one that an earlier run with the same request has left there"
+def train_stage(df:pd.DataFrame, data, out:Path, request:Request, **kwargs):
+    """A trained `OctModel`, kept as `bundle` in `out`, or the one that an earlier run with the same request left there;
+    None in all but the first of several processes; `df` is a split table, `kwargs` are checkpoints, resume and log"""
     from oct_classify.inference.model import OctModel
     from oct_classify.training.checkpoint import clear_states
     from oct_classify.training.recipes import train_by
@@ -185,11 +179,7 @@ def answers_of(model, df:pd.DataFrame, data, side:str)->Answers:
     unread = {path: why for path,why in zip(t.path, whys) if why}
     return Answers(t[readable], model.logits(pixels[readable]), unread)
 
-def evaluate_stage(
-    model, # `OctModel`
-    df:pd.DataFrame, # split table
-    data, # folder that its paths are relative to
-)->tuple: # {side: prediction table}; {side: {path: why}} of what could not be read
+def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction table}; {side: {path: why}} of unread scans
     "Answers for validation and test; fits the temperature first; raises `OctError` where no test scan can be read"
     valid,test = [answers_of(model, df, data, side) for side in ('valid', 'test')]
     if test.unread and not len(test.scans):
@@ -202,7 +192,6 @@ def evaluate_stage(
     unread = model.config.get('unread', {}) | {side: o.unread for side,o in sides.items() if o.unread}
     return {side: o.table(model, side) for side,o in sides.items()}, unread
 
-# %% ../nbs/api/pipeline.ipynb #d98308c5
 @dataclass
 class Unread:
     "Scans of one side that could be read when the split was made, and not when it was their turn"
@@ -221,11 +210,8 @@ class Unread:
         return (f'{n:,} of {plural(self.of, self.side+" scan")} could not be read when {turn} '
             f'and {are} in no figure, e.g. {first}: {self.files[first]}')
 
-def without_unread(
-    df:pd.DataFrame, # split table
-    unread:list, # of `Unread`
-)->pd.DataFrame:
-    "The split table with scans that could not be read when it was their turn on no side"
+def without_unread(df:pd.DataFrame, unread:list)->pd.DataFrame:
+    "The split table with the scans of a list of `Unread` on no side"
     why = {path: why for o in unread for path,why in o.files.items()}
     gone = df.path.isin(list(why))
     reason = 'Could be read before, and not when it was its turn: ' + df.path.map(why).astype('string')
@@ -282,20 +268,14 @@ TRAITS = dict(
     width='width in pixels', border='share of white border', contrast='contrast at the RPE',
     spread='raggedness of the RPE', scans='scans of the patient') # of `scan_traits`, in words
 
-def strata_of(
-    test:pd.DataFrame, # prediction table
-    data=None, # folder that its paths are relative to
-    by=(), # further columns of the table
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-)->pd.DataFrame|None: # see `by_stratum`; None where there is nothing to go by
-    "Figures by strata, as far as scans and columns allow"
+def strata_of(test:pd.DataFrame, data=None, by=(), resamples:int=2000)->pd.DataFrame|None:
+    "Figures of a prediction table by strata, as far as the scans in `data` and the columns `by` allow, or None"
     at_hand = data is not None and len(test) and all((Path(data)/path).is_file() for path in test.path.iloc[[0, -1]])
     names = list(by)
     if at_hand:
         test = scan_traits(test, data).rename(columns=TRAITS)
         names = [name for name in TRAITS.values() if test[name].nunique() > 1] + names
-    return by_stratum(test, names, resamples, seed) if names else None
+    return by_stratum(test, names, resamples) if names else None
 
 # %% ../nbs/api/pipeline.ipynb #f222183e
 def looks_of_training(model, df:pd.DataFrame, data, lookalikes:int)->tuple:
@@ -306,16 +286,8 @@ def looks_of_training(model, df:pd.DataFrame, data, lookalikes:int)->tuple:
     patients = t.patient.astype('string').fillna(t.path)
     return training_looks(model, scans, patients, t.label.map(model.classes.index), lookalikes)
 
-def keep_bundle(
-    out:Path, # output folder, with the bundle that `train_stage` left there
-    model, # `OctModel`
-    df:pd.DataFrame, # split table
-    data, # folder that its paths are relative to
-    preds:dict, # {side: prediction table}
-    m:dict, # content of metrics.json
-    lookalikes:int=0, # thumbnails of training scans to keep
-):
-    "Complete the bundle with temperature, predictions, model card and the looks of its training scans"
+def keep_bundle(out:Path, model, df:pd.DataFrame, data, preds:dict, m:dict, lookalikes:int=0):
+    "Complete the bundle with temperature, predictions {side: table}, model card and the looks of its training scans"
     side = 'test' if 'test' in m else 'valid'
     rows = figure_table(m[side]).values.tolist() if side in m else []
     scans = ', '.join(f"{m['scans'][s]:,} {name}" for s,name in (('train', 'training'), ('valid', 'validation')))
@@ -328,12 +300,7 @@ def keep_bundle(
         model_card(model.config, rows, origin), used_in_training(df), *looks)
     say(f"Model bundle: {out/'bundle'}")
 
-# %% ../nbs/api/pipeline.ipynb #f5bfe41e
-def run_notes(
-    df:pd.DataFrame, # split table
-    check:SplitCheck, # of it
-    config:dict, # of the bundle
-)->list: # sentences
+def run_notes(df:pd.DataFrame, check:SplitCheck, config:dict)->list: # sentences
     "What a reader must meet before the figures: a leak, doubtful test scans, a network that stood in for another"
     notes = []
     if check.leak: notes.append(f'These figures are too good. {check.leak}')
@@ -387,10 +354,8 @@ def test_stage(
     return Evidence(out, m)
 
 # %% ../nbs/api/pipeline.ipynb #aa852a07
-def class_names(
-    classes, # text joined by commas, or a sequence
-)->tuple:
-    "Names of class folders, in capitals; raises `OctError` for fewer than two, or one that is named twice"
+def class_names(classes)->tuple:
+    "Names of class folders, as text joined by commas or a sequence, in capitals; raises `OctError` for fewer than two"
     names = classes.split(',') if isinstance(classes, str) else classes
     names = tuple(name.strip().upper() for name in names)
     if len(set(names)) < max(2, len(names)) or not all(names):
@@ -407,7 +372,6 @@ def policy_names(text:str)->list:
     if len(set(names)) < len(names): raise OctError(f'A policy is named twice in {text!r}: name each once.')
     return names
 
-# %% ../nbs/api/pipeline.ipynb #07077dbe
 def run(
     data, # folder that holds the class folders, at any depth
     out='oct-out', # output folder
@@ -524,7 +488,6 @@ def made_alike(m:dict)->list: # (what, value) pairs
         ('time', f"{m['seconds']['total']:.0f} seconds in all, on {each(lambda o: o['hardware'])}"),
         ('versions', each(lambda o: ', '.join(f'{k} {v}' for k,v in o['versions'].items())))]
 
-# %% ../nbs/api/pipeline.ipynb #407e0841
 @delegates(run, but=['test'])
 def compare(
     data, # folder that holds the class folders, at any depth
@@ -615,9 +578,7 @@ def without_answer(t:pd.DataFrame)->pd.Series:
     nothing = t.filter(like='p_').isna().all(axis=1)
     return t.abstain.astype(bool) & nothing if 'abstain' in t else pd.Series(False, t.index)
 
-def read_predictions(
-    path, # CSV or parquet
-)->tuple: # test table, validation table or None, sentences on rows that were left out
+def read_predictions(path)->tuple: # test table, validation table or None, sentences on rows that were left out
     "A table of anybody's predictions; raises `OctError` where it can't be evaluated"
     t,valid,notes = read_table(path),None,[]
     if 'split' in t and (t.split == 'test').any():
@@ -635,12 +596,8 @@ def read_predictions(
     return one_row_per_scan(t[~silent]), one_row_per_scan(valid) if valid is not None and len(valid) else None, notes
 
 # %% ../nbs/api/pipeline.ipynb #4d1f34e4
-def unmet_scans(
-    t:pd.DataFrame, # scan table
-    bundle, # model bundle
-    config:dict, # of it
-)->tuple: # the rows that the model was not trained on, and sentences on the others
-    "Leave out scans and patients that a bundle has met in training"
+def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences on those that were left out
+    "The rows of a scan table without scans and patients that a bundle has met in training"
     seen = load_bundle_table(bundle, config, 'training')
     if seen is None:
         return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
@@ -657,10 +614,7 @@ def validation_of(bundle, config:dict)->pd.DataFrame|None:
     valid = t[t.split == 'valid']
     return check_predictions(valid) if len(valid) else None
 
-def predict_folder(
-    bundle, # model bundle
-    data, # folder of scans
-)->tuple: # test table, validation table or None, sentences on scans that were left out
+def predict_folder(bundle, data)->tuple: # test table, validation table or None, sentences on scans that were left out
     "Predictions for those scans of a folder that a bundle was not trained on; raises `OctError` where there are none"
     from oct_classify.inference.model import OctModel
     model = OctModel.load(bundle)
@@ -830,7 +784,6 @@ def export(
     say(f"{Path(bundle)/'model.int8.onnx'} is written: accuracy {eight} in eight bits, {accuracy} in full precision; "
         f"the same answer for {same} of {got['same']['n']:,} scans.")
 
-# %% ../nbs/api/pipeline.ipynb #84da7814
 def explain(
     bundle, # model bundle: the folder bundle that run or train wrote
     # pictures, folders, patterns, zip archives, CSVs of paths, DICOM, volumes as devices export them, URLs

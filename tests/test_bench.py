@@ -1,9 +1,12 @@
 "Scripts of bench/ run for hours and in no test: each still parses, imports only what is there, and names its options."
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 
 def parsed(path): return ast.parse(path.read_text(encoding='utf-8'))
@@ -67,3 +70,33 @@ p = argparse.ArgumentParser()
 p.add_argument('--repeat'); p.add_argument('--forgotten'); p.add_argument('--inner', help=argparse.SUPPRESS)
 ''', encoding='utf-8')
     assert faults(f, root) == ['gpu.no_such_pack', 'cli.hardware', 'core.no_such_name', 'nowhere.*', 'usage lacks --forgotten']
+
+
+def test_measures_of_maps(root):
+    "A map that points at the one bright spot that a network reads, its opposite, and weights drawn anew"
+    spec = importlib.util.spec_from_file_location('maps', root/'bench/maps.py')
+    maps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maps)
+
+    class Spot(torch.nn.Module):
+        def forward(self, x):
+            z = (x.float()[:, :8, :8].mean((1, 2))-170)/4 # bright: yes; blurred: no
+            return torch.stack([z, 0*z], 1)
+
+    config = dict(classes=('yes', 'no'), size=[32, 32], view='whole', mirror=False, temperature=1., thresholds={})
+    spot, scan = maps.OctModel(Spot(), config), np.zeros((1, 32, 32), np.uint8)
+    scan[:, :8, :8] = 200
+    good = scan/200
+    curves = [maps.removal_curve(spot, scan, m, [0], insert) for m, insert in ((good, False), (-good, False), (good, True))]
+    deleted, badly, inserted = map(maps.area, curves)
+    assert curves[0].shape == (1, 11) and deleted < .2 < .8 < badly and inserted > .8
+    assert maps.area(np.array([[1., .5, 0.]])) == [.5]
+    assert maps.energy_in_mask(good[0]-.5, good[0] > 0) == 1 and maps.energy_in_mask(0*good[0], good[0] > 0) == 0
+    noise = np.random.default_rng(0).normal(size=(2, 64, 64))
+    assert np.allclose(maps.agreement(noise, 2*noise+1), 1) and np.allclose(maps.agreement(noise, -noise), -1)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 2), torch.nn.BatchNorm1d(2)).eval()
+    model = maps.OctModel(net, config)
+    model.net[0].register_forward_pre_hook(lambda _, args: (args[0].float(),))
+    scans = np.random.default_rng(0).integers(0, 256, (8, 32, 32), np.uint8)
+    drawn = [maps.randomised(model, scans, seed).net[1].weight for seed in (1, 1, 2)]
+    assert torch.equal(*drawn[:2]) and not torch.equal(*drawn[1:]) and not torch.equal(drawn[0], net[1].weight)

@@ -297,6 +297,7 @@ def stage(dest):
     return 'done' if 'scans' in names and 'kermany2018.zip' not in names else 'unpack' if '.scans.part' in names or 'kermany2018.zip' in names else 'download' if '.kermany2018.zip.part' in names else 'start'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
 def test_killed_at_twenty_random_moments(tmp_path):
     "kill -9 anywhere between the first byte and the last file; the next call always ends complete and verified"

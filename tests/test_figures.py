@@ -17,6 +17,7 @@ def metrics(d):
     return {k: v for k,v in m.items() if k not in ('seconds', 'made')}
 
 
+@pytest.mark.slow
 def test_demo_learns(cli, offline, tmp_path):
     code, _, err = cli('demo', '--out', tmp_path)
     assert code == 0, err
@@ -29,6 +30,7 @@ def test_demo_learns(cli, offline, tmp_path):
     assert not set(t[t.folder == 'test'].patient) & set(t[t.folder == 'train'].patient)
 
 
+@pytest.mark.slow
 def test_same_seed_same_figures(cli, offline, tmp_path):
     "With pretrained weights, head and one epoch of all layers"
     from oct_classify.phantoms.phantom import phantom_folder
@@ -71,6 +73,7 @@ def test_blocked_hub_falls_back(cli, offline, no_onnx, tmp_path, monkeypatch):
     assert metrics(tmp_path/'o')['arch'] == offline
 
 
+@pytest.mark.slow
 def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     "Two policies side by side: who leaked, and the difference, counted a second way from the files"
     import numpy as np

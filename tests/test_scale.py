@@ -90,6 +90,7 @@ def gone(pid):
     except OSError: return True
 
 
+@pytest.mark.slow
 @ray
 @pytest.mark.skipif(sys.platform != 'linux', reason='processes are watched through /proc')
 def test_worker_and_driver_killed(work, tmp_path, capsys):

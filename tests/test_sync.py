@@ -49,6 +49,7 @@ def test_planted_differences_are_found(copy):
     assert regenerate(copy) == ['README.md', 'nbs/api/data/split.ipynb', 'oct_classify/core.py']
 
 
+@pytest.mark.slow
 def test_docs_pages_can_be_processed(copy):
     said = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=copy, check=True, capture_output=True, text=True).stderr
     assert 'imports and other code' not in said # such a cell would not be run, and what it shows would be missing

@@ -51,6 +51,7 @@ def work(data, table, out, every):
     with atomic_write(out/'final.npy', 'wb') as f: np.save(f, np.concatenate([p.numpy().ravel() for p in t.net.state_dict().values()]))
 
 
+@pytest.mark.slow
 @posix
 def test_killed_at_twenty_random_moments(data, tmp_path):
     "kill -9 during training, twenty times; what goes on from there ends with the weights of a training that was left alone, bit for bit"
@@ -219,6 +220,7 @@ if not room.rank_distrib(): np.save(f"{out}{t.info['processes']}.npy", np.concat
 """
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(data, tmp_path, offline):
     "Without dropout, augmentation and the head's batch statistics, which differ between processes, both end with the same weights"
     pytest.importorskip('accelerate')
@@ -232,6 +234,7 @@ def test_two_processes_take_the_steps_of_one(data, tmp_path, offline):
     assert r > .95
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path, offline):
     "The command, dealt out: one speaks, one bundle is written, and the result is the same within noise"
     pytest.importorskip('accelerate')
@@ -296,6 +299,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts resident memory as Linux does')
 def test_memory_does_not_grow_with_the_pack(tmp_path):
     "An epoch over 500 MB of pixels"

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from oct_classify import pipeline as commands
+from oct_classify.cli import main
 from oct_classify.core import CLASSES, OctError
 from oct_classify.phantoms.phantom import phantom_folder
 from oct_classify.inference.model import OctModel
@@ -89,7 +90,7 @@ def trained(tmp_path_factory):
     data = phantom_folder(tmp/'data', 6, 0, 1, shape=(124, 128))
     with pytest.MonkeyPatch.context() as m:
         m.setattr('oct_classify.inference.onnx.write_onnx', lambda *a: None)
-        assert commands.main(['run', str(data), '--out', str(tmp/'out'), *TINY]) == 0
+        assert main(['run', str(data), '--out', str(tmp/'out'), *TINY]) == 0
     return tmp/'out/bundle', data
 
 

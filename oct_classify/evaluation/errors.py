@@ -7,7 +7,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/errors.html.md"
 # %% auto #0
 __all__ = ['losses', 'top_losses', 'short_name', 'scan_sheet', 'plot_top_losses', 'in_turn', 'confusions', 'confusion_gallery',
            'typical_and_doubtful', 'plot_typical', 'embed', 'lay_out', 'patient_codes', 'neighbour_accuracy',
-           'draw_pictures', 'map_points', 'draw_points', 'plot_embedding', 'write_embedding']
+           'plot_embedding']
 
 # %% ../../nbs/api/evaluation/errors.ipynb #0d852587
 from pathlib import Path
@@ -20,7 +20,6 @@ from ..core import *
 from .bootstrap import share
 from .figures import *
 from ..plotting import *
-from ..reporting.page import write_page
 
 # %% ../../nbs/api/evaluation/errors.ipynb #5c81fcd7
 def losses(preds:pd.DataFrame)->pd.DataFrame:
@@ -31,14 +30,12 @@ def losses(preds:pd.DataFrame)->pd.DataFrame:
     loss = -np.log(of_label.clip(1e-7, 1))
     return p.assign(loss=loss, wrong=p.predicted != p.label, confidence=q.max(1), patient_code=patients_of(p))
 
-# %% ../../nbs/api/evaluation/errors.ipynb #09a10001
 def top_losses(preds:pd.DataFrame, n:int|None=12)->pd.DataFrame:
     "The `n` patients (None: all) of highest mean loss, with label, predicted, confidence and path of the worst scan"
     p = losses(preds).sort_values(['wrong', 'loss'], ascending=False, kind='stable')
-    t = p.groupby('patient_code', sort=False).agg(
-        patient=('patient', 'first'), scans=('path', 'size'), wrong=('wrong', 'sum'), mean_loss=('loss', 'mean'),
-        label=('label', 'first'), predicted=('predicted', 'first'), confidence=('confidence', 'first'),
-        path=('path', 'first'))
+    worst = {k: (k, 'first') for k in ('label', 'predicted', 'confidence', 'path')}
+    t = p.groupby('patient_code', sort=False).agg(patient=('patient', 'first'), scans=('path', 'size'),
+        wrong=('wrong', 'sum'), mean_loss=('loss', 'mean'), **worst)
     return t.sort_values('mean_loss', ascending=False, kind='stable')[:n].reset_index(drop=True)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #4d9c06c2
@@ -47,24 +44,16 @@ def short_name(path, n:int=32)->str:
     name = printable(Path(path).name)
     return name if len(name) <= n else f'{name[:n//2-1]}…{name[-n//2:]}'
 
-def scan_sheet(
-    data, # folder
-    rows, # (path in the folder, class, two lines of caption) of each scan
-    cols:int, # scans beside one another
-)->Figure|None: # None without rows
-    "Scans in a grid, each with its name, and its caption in the colour of its class"
+def scan_sheet(data, rows, cols:int)->Figure|None:
+    "A grid `cols` wide of `rows` (path in the folder `data`, class, caption of two lines); None without rows"
     if not rows: return None
     captions = [f'{caption}\n{short_name(path, 130//cols)}' for path,_,caption in rows]
     fig = contact_sheet([Path(data)/r[0] for r in rows], captions, [colour(r[1]) for r in rows], cols, 8.8/cols)
     fig.get_layout_engine().set(h_pad=.1) # room for three lines
     return fig
 
-def plot_top_losses(
-    preds:pd.DataFrame, # prediction table
-    data, # folder that its paths are relative to
-    n:int=8, # patients
-)->Figure|None: # None where every scan is right
-    "The patients with the highest mean loss, each by its worst mistake"
+def plot_top_losses(preds:pd.DataFrame, data, n:int=8)->Figure|None:
+    "The `n` patients of highest mean loss, by their worst mistakes, from the folder `data`; None if all are right"
     rows = []
     for r in top_losses(preds, None).query('wrong > 0')[:n].itertuples():
         who = 'unknown patient' if pd.isna(r.patient) else f'patient {r.patient}'
@@ -88,7 +77,6 @@ def confusions(preds:pd.DataFrame)->pd.DataFrame:
     t['cost'] = [cost[classes.index(r.label), classes.index(r.predicted)] for r in t.itertuples()]
     return t.sort_values(['cost', 'scans'], ascending=False, kind='stable').reset_index(drop=True)
 
-# %% ../../nbs/api/evaluation/errors.ipynb #09a10002
 def confusion_gallery(
     preds:pd.DataFrame, # prediction table
     data, # folder that its paths are relative to
@@ -116,12 +104,8 @@ def typical_and_doubtful(preds:pd.DataFrame, n:int=3)->pd.DataFrame:
     rows = [in_turn(t[t.label == c], n).assign(kind=k) for c in classes for k,t in kinds.items()]
     return pd.concat(rows, ignore_index=True)
 
-def plot_typical(
-    preds:pd.DataFrame, # prediction table
-    data, # folder that its paths are relative to
-    n:int=3, # of each kind, per class
-)->Figure:
-    "The most typical scans of each class, followed by its most doubtful"
+def plot_typical(preds:pd.DataFrame, data, n:int=3)->Figure:
+    "The `n` most typical scans of each class, then its `n` most doubtful, from the folder `data`"
     rows = []
     for o in typical_and_doubtful(preds, n).itertuples():
         answers = f'{o.predicted} {o.confidence:.0%}, {o.second} {o.p_second:.0%}'
@@ -147,20 +131,17 @@ def embed(model, pixels:np.ndarray)->np.ndarray:
 # %% ../../nbs/api/evaluation/errors.ipynb #a4c125be
 def lay_out(features, seed:int=0)->np.ndarray:
     "Features (N, C) in the plane (N, 2): two principal components, or t-SNE where at least 30 scans differ"
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from sklearn.preprocessing import StandardScaler
+    from sklearn import decomposition, manifold, preprocessing
     from threadpoolctl import threadpool_limits
     f = np.asarray(features, float)
     if not len(f): raise OctError('There are no scans to lay out: give at least one.')
-    if not np.isfinite(f).all():
-        raise OctError("Some features are not finite: leave out scans that can't be read, or get the bundle again.")
+    if not np.isfinite(f).all(): raise OctError('Some features are not finite: get the bundle, or the scans, again.')
     solver = 'full' if min(f.shape) <= 50 else 'randomized'
     with threadpool_limits(1): # more threads would wait for one another most of the time
-        f = StandardScaler().fit_transform(f)
-        f = PCA(min(50, *f.shape), svd_solver=solver, random_state=seed).fit_transform(f)
+        f = preprocessing.StandardScaler().fit_transform(f)
+        f = decomposition.PCA(min(50, *f.shape), svd_solver=solver, random_state=seed).fit_transform(f)
         if len(np.unique(f.round(6), axis=0)) >= 30:
-            return TSNE(init='pca', perplexity=min(30, len(f)/4), random_state=seed, n_jobs=1).fit_transform(f)
+            return manifold.TSNE(init='pca', perplexity=min(30, len(f)/4), random_state=seed, n_jobs=1).fit_transform(f)
     return np.pad(f, ((0, 0), (0, 2)))[:,:2]
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10006
@@ -176,96 +157,38 @@ def neighbour_accuracy(
     k:int=5, # nearest scans that vote
 )->dict: # {'value', 'low', 'high', 'n'}
     "How often the nearest scans of other patients vote for a scan's class; raises `OctError` if there are none"
-    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn import model_selection, neighbors, pipeline, preprocessing
     from threadpoolctl import threadpool_limits
     labels,who = np.asarray(labels),patient_codes(patients, len(labels))
     if len(set(who)) < 2: raise OctError('Look-alikes are sought among other patients: give at least two patients.')
-    vote = make_pipeline(StandardScaler(), KNeighborsClassifier(min(k, len(who)-np.bincount(who).max())))
+    nearest = neighbors.KNeighborsClassifier(min(k, len(who)-np.bincount(who).max()))
+    vote,others = pipeline.make_pipeline(preprocessing.StandardScaler(), nearest),model_selection.LeaveOneGroupOut()
     with threadpool_limits(1):
-        votes = cross_val_predict(vote, np.asarray(features, float), labels, groups=who, cv=LeaveOneGroupOut())
+        votes = model_selection.cross_val_predict(vote, np.asarray(features, float), labels, groups=who, cv=others)
     return share(votes == labels, who=who)
-
-# %% ../../nbs/api/evaluation/errors.ipynb #55ae1776
-def draw_pictures(ax, xy, labels, images):
-    "Scans at their places, framed in the colours of their classes, as many as there is room for without overlap"
-    chosen = []
-    for i in np.argsort(xy.sum(1), kind='stable'): # from one corner on, which packs tighter than from the middle
-        if not (np.abs(xy[chosen]-xy[i]) >= (.135, .1)).any(1).all(): continue
-        chosen.append(i)
-        picture = small_picture(images[i], (126, 84))
-        if picture is None: continue
-        inset = ax.inset_axes([xy[i,0]-.063, xy[i,1]-.045, .126, .09], xticks=[], yticks=[])
-        inset.imshow(picture, cmap='gray', vmin=0, vmax=255, aspect='auto')
-        inset.spines[:].set(color=colour(labels[i]), lw=1.8)
-
-# %% ../../nbs/api/evaluation/errors.ipynb #09a10007
-def map_points(xy, margin:float, *columns)->np.ndarray:
-    "A map (N, 2) between `margin` and 1-`margin`; raises `OctError` without points, or if a column has not as many"
-    xy = np.asarray(xy, float)
-    if not len(xy): raise OctError('The map has no points: give at least one scan.')
-    if any(o is not None and len(o) != len(xy) for o in columns):
-        raise OctError(f'The map has {len(xy)} points but not as many labels, answers or pictures: give one per point.')
-    size = np.ptp(xy, axis=0)
-    return margin + (1-2*margin)*(xy-xy.min(0))/np.where(size > 0, size, 1)
-
-def draw_points(ax, xy, labels, wrong):
-    "Points in the colours of their classes, mistakes as crosses"
-    right,mistake = dict(s=22, lw=.4, edgecolors='white'),dict(s=75, lw=.9, edgecolors='black', marker='X', zorder=3)
-    for c in np.unique(labels):
-        for bad,look in ((False, right), (True, mistake)):
-            points = xy[(labels == c) & (wrong == bad)]
-            text = f'{c}, {"wrong" if bad else "right"} ({len(points):,})'
-            if len(points): ax.scatter(*points.T, color=colour(c), label=text, **look)
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10008
 def plot_embedding(
     xy, # (N, 2) from `lay_out`
     labels, # (N,) classes
     predicted=None, # (N,) answers; mistakes become crosses
-    images=None, # N paths or arrays, for the pictures
     near:dict|None=None, # from `neighbour_accuracy`, for the title
 )->Figure:
-    "The map as points, and beside it as scans; raises `OctError` where points and labels differ in number"
-    xy,labels = map_points(xy, .07, labels, predicted, images),np.asarray(labels)
-    wrong = np.zeros(len(xy), bool) if predicted is None else np.asarray(predicted) != labels
-    panels = 1 if images is None else 2
-    fig = Figure(figsize=(.6+5.4*panels, 5.9), layout='constrained')
-    axs = fig.subplots(1, panels, squeeze=False)[0]
-    draw_points(axs[0], xy, labels, wrong)
-    axs[0].legend(fontsize=8, ncols=4, frameon=False, loc='upper left', bbox_to_anchor=(0, -.01), columnspacing=.8)
+    "The map of scans in the colours of their classes; raises `OctError` without points, or unless all are as many"
+    xy,labels = np.asarray(xy, float),np.asarray(labels)
+    predicted = labels if predicted is None else np.asarray(predicted)
+    if not len(xy): raise OctError('The map has no points: give at least one scan.')
+    if not len(xy) == len(labels) == len(predicted): raise OctError('Give one label and one answer per point.')
+    fig = Figure(figsize=(6, 5.9), layout='constrained')
+    ax = fig.subplots()
+    right,mistake = dict(s=22, lw=.4, edgecolors='white'),dict(s=75, lw=.9, edgecolors='black', marker='X', zorder=3)
+    for c in np.unique(labels):
+        for word,bad,look in (('right', False, right), ('wrong', True, mistake)):
+            points = xy[(labels == c) & ((predicted != labels) == bad)]
+            if len(points): ax.scatter(*points.T, color=colour(c), label=f'{c}, {word} ({len(points):,})', **look)
+    ax.legend(fontsize=8, ncols=4, frameon=False, loc='upper left', bbox_to_anchor=(0, -.05), columnspacing=.8)
     agree = f'; 5 nearest of other patients agree in {as_text(near, "share")}' if near else ''
-    axs[0].set_title(plural(len(xy), 'scan')+agree, fontsize=9)
-    if images is not None:
-        draw_pictures(axs[1], xy, labels, images)
-        axs[1].set_title('the scans at their places, as far as there is room', fontsize=9)
-        axs[1].set_xlabel('distances and sizes of clusters mean nothing, only who lies beside whom', fontsize=8)
-    for ax in axs: ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
+    ax.set_title(plural(len(xy), 'scan')+agree, fontsize=9)
+    ax.set_xlabel('distances and sizes of clusters mean nothing, only who lies beside whom', fontsize=8)
+    ax.set(xticks=[], yticks=[], xmargin=.08, ymargin=.08)
     return fig
-
-# %% ../../nbs/api/evaluation/errors.ipynb #09a1000a
-def write_embedding(
-    path, # HTML file to write
-    xy, # (N, 2) from `lay_out`
-    labels, # (N,) classes
-    images, # N paths or arrays
-    predicted=None, # (N,) answers
-    near:dict|None=None, # from `neighbour_accuracy`
-):
-    "The map as a page that holds everything: point at a scan to see it; raises `OctError` where numbers differ"
-    xy,labels = map_points(xy, .03, labels, images, predicted),np.asarray(labels)
-    answers,points = labels if predicted is None else np.asarray(predicted),[]
-    for i,((x,y),label,answer,scan) in enumerate(zip(600*xy, labels, answers, images), 1):
-        name = printable(Path(scan).name) if isinstance(scan, (str, Path)) else f'scan {i}'
-        if label != answer: name = f'called {answer} · {name}'
-        picture = small_picture(scan, (336, 220))
-        points.append(dict(
-            x=round(float(x), 1), y=round(float(600-y), 1), colour=colour(label), wrong=bool(label != answer),
-            scan='' if picture is None else data_uri(picture), says=f'{label} · {name}'))
-    lead = f'{plural(len(labels), "scan")}, laid out by what the network makes of them.'
-    if near: lead += f' The five nearest scans of other patients share the class in {as_text(near, "share")}.'
-    legend = [(c, colour(c), int((labels == c).sum())) for c in np.unique(labels)]
-    write_page(path, 'embedding.html.j2', 'What the model takes for alike', lead=lead, points=points, legend=legend,
-        mistakes=int((answers != labels).sum()), first=int(np.argmax(answers != labels)))

@@ -151,13 +151,12 @@ class FiguresByWeight:
         "Every figure, {name: (B,)}, for each column of weights (patients, B); nan where undefined"
         k = len(self.classes)
         out = from_confusion((self.counts@weights).T.reshape(-1, k, k), self.classes)
-        weighted = {what: [t@weights for t in sides] for what,sides in self.tallies.items()}
-        for name,area in (('auc', auc), ('ap', average_precision)):
-            of = {what: area(*sides) for what,sides in weighted.items()}
-            each = np.stack([of[c] for c in self.classes])
+        areas = {what: auc_and_ap(*(t@weights for t in sides)) for what,sides in self.tallies.items()}
+        for i,name in enumerate(('auc', 'ap')):
+            each = np.stack([areas[c][i] for c in self.classes])
             out[f'macro_{name}'] = ratio(np.nansum(each, 0), np.isfinite(each).sum(0).astype(float))
-            if self.urgent: out[f'urgent_{name}'] = of['urgent']
-            out |= {f'{name}_{c}': of[c] for c in self.classes}
+            if self.urgent: out[f'urgent_{name}'] = areas['urgent'][i]
+            out |= {f'{name}_{c}': areas[c][i] for c in self.classes}
         return out
 
 def values(df:pd.DataFrame)->dict:

@@ -7,20 +7,16 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/shortcuts.html.
 # %% auto #0
 __all__ = ['AS_IS', 'DISTURBANCES', 'retina_band', 'mask_retina', 'border_alone', 'grey_frame', 'mirrored', 'level_brightness',
            'one_width', 'move_retina', 'Disturbance', 'plot_disturbances', 'paired_change', 'judge', 'verdict',
-           'disturbed_answers', 'shortcut_check', 'shortcut_text', 'plot_shortcut_check']
+           'disturbed_answers', 'shortcut_check', 'shortcut_text']
 
 # %% ../../nbs/api/evaluation/shortcuts.ipynb #0d852587
-import io
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from PIL import Image
 
 from ..core import *
@@ -69,7 +65,6 @@ def one_width(grey, rng=None):
     "As wide as high"
     return np.asarray(Image.fromarray(grey).resize((len(grey),)*2, Image.BOX))
 
-# %% ../../nbs/api/evaluation/shortcuts.ipynb #09a1000c
 def move_retina(grey, rng):
     "Up or down by up to 30 % of the height, the retina inside; the strip along the edge is mirrored into the gap"
     g = fill_borders(grey)
@@ -83,7 +78,6 @@ def move_retina(grey, rng):
     below = np.pad(g[-strip:], ((0, up), (0, 0)), 'symmetric')[strip:]
     return np.concatenate([above, g, below])[up:up+h]
 
-# %% ../../nbs/api/evaluation/shortcuts.ipynb #09a1000d
 class Disturbance(NamedTuple):
     "A change of stored scans, and what it means if the model's answers are suspicious"
     change:Callable # function(grey, rng) -> grey, both uint8 (H, W)
@@ -102,7 +96,6 @@ DISTURBANCES = {
     'one width': Disturbance(one_width, 'A loss: it leans on the width of the file and how sharp it is across.'),
 }
 
-# %% ../../nbs/api/evaluation/shortcuts.ipynb #135c2225
 def plot_disturbances(images)->Figure:
     "Scans (paths or arrays) as they are, and under each disturbance; one row each"
     greys,scans,captions = [read_grey(o) for o in images],[],[]
@@ -112,21 +105,13 @@ def plot_disturbances(images)->Figure:
     return contact_sheet(scans, captions, cols=len(greys), height=1.25)
 
 # %% ../../nbs/api/evaluation/shortcuts.ipynb #ed589dbd
-def paired_change(
-    before:np.ndarray, # (N,) bool: right without the disturbance
-    after:np.ndarray, # (N,) bool: right with it
-    who, # (N,) codes of patients
-)->dict: # value, low, high, from -1 to 1
-    "Change of accuracy with its 95 % interval; where no scan changed, by how much others might"
+def paired_change(before:np.ndarray, after:np.ndarray, who)->dict:
+    "Change of accuracy, -1 to 1, its low and high; of (N,) bool, right or not, and (N,) codes of patients"
     o = share((1+after.astype(float)-before)/2, who=who)
     return {k: 2*o[k]-1 for k in ('value', 'low', 'high')}
 
-def judge(
-    figure:dict, # with value, low and high
-    margin:float, # what is worth a word
-    chance:float=0., # what the figure would be by chance
-)->str: # 'suspicious', 'clear' or 'open'
-    "Whether the whole interval lies beyond the margin above chance, or below it"
+def judge(figure:dict, margin:float, chance:float=0.)->str:
+    "'suspicious' where all from low to high lies beyond the margin above chance, 'clear' where none does, else 'open'"
     if figure['value'] is None: return 'open'
     if figure['low']-chance > margin: return 'suspicious'
     return 'clear' if figure['high']-chance <= margin else 'open'
@@ -157,14 +142,12 @@ def disturbed_answers(
                 name = image if isinstance(image, (str, Path)) else f'Image {i}'
                 raise OctError(f"{name} can't be used: leave it out. {e}") from None
             greys.append(change(grey, np.random.default_rng([seed, i])))
-        with redirect_stderr(io.StringIO()): # how many were seen whole is no news here
+        with quietly(): # how many were seen whole is no news here
             tables.append(model.predict(greys, abstain=False))
     p = pd.concat(tables)[[f'p_{c}' for c in model.classes]].to_numpy(float)
-    if np.isnan(p).any():
-        raise OctError('The model gave no answer to some of the disturbed scans: check that it takes any grey image.')
+    if np.isnan(p).any(): raise OctError('Some disturbed scans got no answer: the model must take any grey image.')
     return p
 
-# %% ../../nbs/api/evaluation/shortcuts.ipynb #09a1000f
 def shortcut_check(
     model, # `OctModel`, or anything with `classes` and a `predict(images, abstain=False)` that gives columns p_…
     images, # paths or arrays, as stored
@@ -177,11 +160,9 @@ def shortcut_check(
     "How right the model still is on disturbed scans; raises `OctError` on scans or labels that can't be used"
     images,labels = list(images),np.asarray(labels, object)
     if not images or len(images) != len(labels):
-        raise OctError(f"{plural(len(images), 'scan')} can't go with {plural(len(labels), 'label')}: "
-                       'give at least one scan, and one label for each.')
+        raise OctError(f'Scans: {len(images)}, labels: {len(labels)}. Give at least one scan, and one label for each.')
     unknown = sorted(set(labels)-set(model.classes))
-    if unknown:
-        raise OctError(f'The label {unknown[0]!r} is none of {", ".join(model.classes)}: leave out such scans.')
+    if unknown: raise OctError(f'The label {unknown[0]!r} is none of {", ".join(model.classes)}: leave out such scans.')
     who = patient_codes(patients, len(labels))
     table = pd.DataFrame(dict(path=[str(i) for i in range(len(labels))], label=labels, patient=who))
     true,rows = table.label.map(list(model.classes).index).to_numpy(),[]
@@ -196,14 +177,10 @@ def shortcut_check(
         rows.append(row | dict(verdict=verdict(d, measures, margin), meaning=d.meaning))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/api/evaluation/shortcuts.ipynb #09a10010
 def shortcut_text(t:pd.DataFrame)->pd.DataFrame:
     "The table of `shortcut_check` for people"
-    columns = {
-        'accuracy, %': ('accuracy', '.1f', 100),
-        'change, points': ('change', '+.1f', 100),
-        'kappa': ('kappa', '.2f', 1),
-        'AUC': ('auc', '.2f', 1)}
+    columns = {'accuracy, %': ('accuracy', '.1f', 100), 'change, points': ('change', '+.1f', 100),
+               'kappa': ('kappa', '.2f', 1), 'AUC': ('auc', '.2f', 1)}
     out = t[['disturbance']].copy()
     for title,(m,form,scale) in columns.items():
         figures = t[[m, f'{m}_low', f'{m}_high']].to_numpy(float)*scale
@@ -211,39 +188,3 @@ def shortcut_text(t:pd.DataFrame)->pd.DataFrame:
         out[title] = np.where(np.isnan(figures[:,0]), 'undefined', text)
     out.loc[t.verdict == '', 'change, points'] = ''
     return out.assign(verdict=t.verdict, meaning=t.meaning)
-
-# %% ../../nbs/api/evaluation/shortcuts.ipynb #173fa0d5
-def plot_shortcut_check(t:pd.DataFrame, margin:float=.05)->Figure:
-    "Accuracy, its change and AUC under each disturbance of `shortcut_check`, with 95 % intervals"
-    styles = { # by verdict
-        'suspicious': dict(color='#882255', marker='s', label='suspicious'),
-        'open': dict(color='#222222', marker='o', mfc='white', label='open: too few scans to say'),
-        'clear': dict(color='#222222', marker='o', label='clear'),
-        '': dict(color='#999999', marker='o')}
-    panels = ( # measure, scale, chance, name of the axis, title
-        ('accuracy', 100, None, 'accuracy, %', f'{t.scans.iloc[0]:,} scans; 95 % intervals'),
-        ('change', 100, 0, 'change of accuracy, points', 'against the same scans as they are'),
-        ('auc', 1, .5, 'AUC, mean over classes', 'chance: 0.5'))
-    fig = Figure(figsize=(9.6, .34*len(t)+1.5), layout='constrained')
-    axs = fig.subplots(1, 3, sharey=True)
-    for ax,(m,scale,chance,name,title) in zip(axs, panels):
-        for i,r in enumerate(t.to_dict('records')):
-            if m == 'change' and not r['verdict']: continue
-            style = styles[r['verdict']]
-            ax.plot([r[f'{m}_low']*scale, r[f'{m}_high']*scale], [i, i], color=style['color'], lw=2.2, alpha=.5)
-            ax.plot(r[m]*scale, i, ms=5.5, **style)
-        if chance is not None:
-            ax.axvspan((chance-margin)*scale, (chance+margin)*scale, color='#dddddd', lw=0, zorder=0)
-            ax.axvline(chance*scale, color='#222222', lw=.8)
-        ax.set_xlabel(name)
-        ax.set_title(title, fontsize=9)
-        ax.grid(axis='x', alpha=.3)
-        ax.tick_params(labelsize=8)
-        ax.spines[['top', 'right']].set_visible(False)
-    axs[0].set(yticks=range(len(t)), yticklabels=t.disturbance, xlim=(0, 102))
-    axs[2].set_xlim(min(.3, t.auc_low.min()-.02), 1.02)
-    axs[0].invert_yaxis()
-    key = [Line2D([], [], ls='', ms=6, **style) for word,style in styles.items() if word]
-    key.append(Patch(color='#dddddd', label=f'within {margin*100:.0f} points'))
-    fig.legend(handles=key, loc='outside lower center', ncols=4, fontsize=8, frameon=False)
-    return fig

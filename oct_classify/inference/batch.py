@@ -351,9 +351,9 @@ def cluster(
         except Exception as e:
             raise OctError(f"The Ray cluster {address or 'on this machine'} does not answer "
                            f'({str(e).splitlines()[0]}): check --address, and that it runs.') from None
-        undo.callback(ray.shutdown)
-        # or Ray writes to standard output, where a CSV may go
+        # or Ray writes to standard output, where a CSV may go, until it has shut down
         undo.enter_context(patch.object(ray._private.worker, '_worker_logs_enabled', False, create=True))
+        undo.callback(ray.shutdown)
         yield ray
 
 # %% ../../nbs/api/inference/batch.ipynb #6ae94f9d
