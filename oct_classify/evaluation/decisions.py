@@ -248,7 +248,7 @@ def abstain_threshold(
     i,kw = one_each(who, seed),dict(who=who, resamples=resamples, seed=seed)
     m,delta = surest(conf[i], wrong[i], risk, 1-confidence)
     out = dict(threshold=None, coverage=share(np.zeros(len(df)), **kw), risk=share(wrong[:0]), bound=None, n=m,
-        patients=len(i), target=risk, confidence=confidence, why='')
+        patients=len(i), target=risk, confidence=confidence, cost='error', why='')
     promise = f'at most {risk:.1%} wrong answers with {confidence:.0%} confidence'
     need,patients = fewest(risk, 1-confidence),plural(len(i), 'validation patient')
     if len(i) < need: return out | dict(why=f"{patients} {'is' if len(i) == 1 else 'are'} too few to promise "
@@ -275,7 +275,7 @@ def set_threshold(valid:pd.DataFrame, alpha:float=.1, seed:int=0)->dict:
     df = check_predictions(valid)
     df,k = df.iloc[one_each(patients_of(df), seed)],classes_of(df)
     q = conformal_quantile(1-probs(df)[np.arange(len(df)), df.label.map(k.index)], alpha)
-    out = dict(q=dict.fromkeys(k, q), method='lac', alpha=alpha, n=len(df), why='')
+    out = dict(q=dict.fromkeys(k, q), method='lac', alpha=alpha, by_class=False, n=len(df), why='')
     if q is not None: return out
     need = ceil((1-alpha)/alpha-1e-9)
     return out | dict(q=None, why=f'There are fewer than {need} validation patients: '
