@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from oct_classify.evaluation.bootstrap import over_blocks
-from oct_classify.evaluation.calibration import brier, calibration, nll
+from oct_classify.evaluation.calibration import calibration, proper_scores
 from oct_classify.evaluation.figures import FiguresByWeight, check_predictions, figures, imaginary, patients_of, values
 
 CASES = ((64, 2.5), (64, 4.), (200, 2.5), (200, 4.), (600, 2.5), (600, 4.))
@@ -29,7 +29,8 @@ def percentiles(df, resamples, seed):
 def case(patients, skill, studies, resamples):
     "Coverage of each figure, one row per figure"
     far = check_predictions(imaginary(200_000, skill, seed=99))
-    truth, got = values(far) | dict(brier=brier(far), nll=nll(far)), {}
+    squares, surprise = proper_scores(far)
+    truth, got = values(far) | dict(brier=squares.mean(), nll=surprise.mean()), {}
     for i in range(studies):
         df = imaginary(patients, skill, seed=[patients, int(10*skill), i])
         ours = figures(df, resamples, i) | {m: o for m, o in calibration(df, resamples, i).items() if m in ('brier', 'nll')}

@@ -6,9 +6,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/decisions.html.
 
 # %% auto #0
 __all__ = ['allowed_misses', 'operating_point', 'loosened', 'rates', 'check_prevalence', 'by_bayes', 'at_threshold',
-           'net_benefit', 'decision_curve', 'plot_decision_curve', 'loss_of', 'surest_first', 'risk_coverage',
-           'one_each', 'p_value', 'fewest', 'starts', 'surest', 'abstain_threshold', 'mark_point', 'plot_risk_coverage',
-           'set_scores', 'conformal_quantile', 'set_threshold', 'prediction_sets', 'coverage']
+           'net_benefit', 'decision_curve', 'plot_decision_curve', 'surest_first', 'risk_coverage', 'mark_point',
+           'plot_risk_coverage', 'one_each', 'fewest', 'starts', 'surest', 'abstain_threshold', 'conformal_quantile',
+           'set_threshold', 'prediction_sets', 'coverage']
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #37766767
 from math import ceil, log
@@ -58,13 +58,13 @@ def operating_point(
     t = np.sort(trials)[miss] if upper else np.nextafter(np.sort(trials)[::-1][miss], np.inf) # clear is what lies below
     return out | dict(threshold=float(t), reached=share((score >= t) == y, side, who, resamples, seed))
 
-# %% ../../nbs/api/evaluation/decisions.ipynb #8490ff2d
 def loosened(draws:np.ndarray, patients:int, seed:int)->np.ndarray:
     "Draws (B, T); columns without spread, although only some patients agree, become what exact limits allow"
     if not patients: return draws
-    still = np.nanmin(draws, 0) == np.nanmax(draws, 0)
-    v,(a,b) = draws[:1,still],np.random.default_rng(seed).beta(patients, 1, (2, len(draws), still.sum()))
-    draws[:,still] = np.where(np.isfinite(v), v*a+(1-v)*(1-b), v)
+    v = np.nanmax(draws, 0)
+    still = v == np.nanmin(draws, 0)
+    a,b = np.random.default_rng(seed).beta(patients, 1, (2, len(draws), still.sum()))
+    draws[:,still] = v[still]*a+(1-v[still])*(1-b)
     return draws
 
 def rates(y:np.ndarray, alarm:np.ndarray, who:np.ndarray, resamples:int, seed:int)->list:
@@ -94,8 +94,7 @@ def at_threshold(
     seed:int=0, # of the resampling
 )->dict: # figures sensitivity, specificity, ppv, npv, alarms_per_100
     "What a fixed threshold does on other scans; raises `OctError` where the point has no threshold"
-    why = point.get('why') or 'The operating point has no threshold: fix it on more validation scans.'
-    if point['threshold'] is None: raise OctError(why)
+    if point['threshold'] is None: raise OctError(point.get('why') or 'No threshold: use more validation scans.')
     df = check_predictions(test)
     y,score = scored(df, point['what'])
     alarm,who = score >= point['threshold'],patients_of(df)
@@ -122,7 +121,6 @@ def decision_curve(
     prevalence:float|None=None, # share of what is looked for among those to come; None: as in this table
     thresholds=None, # probabilities at which one would act; None: 1 to 99 %
     resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
 )->pd.DataFrame: # threshold, net benefit per scan of model, all, none, and the model's 95 % limits low, high
     "Net benefit of acting on the model (Vickers and Elkin 2006); raises `OctError` where one side has no scan"
     df = check_predictions(df)
@@ -135,7 +133,7 @@ def decision_curve(
         yes,no = score*prevalence/y.mean(),(1-score)*(1-prevalence)/(1-y.mean())
         score = yes/(yes+no)
     t = np.arange(1, 100)/100 if thresholds is None else np.asarray(thresholds, float)
-    (sens,spec,own),(*drawn,own_drawn) = rates(y, score[:,None] >= t, who, resamples, seed)
+    (sens,spec,own),(*drawn,own_drawn) = rates(y, score[:,None] >= t, who, resamples, 0)
     if prevalence is not None: own = own_drawn = prevalence
     low,high = np.nanquantile(net_benefit(*drawn, own_drawn, t), (.025, .975), axis=0)
     model = net_benefit(sens, spec, own, t)[0]
@@ -146,7 +144,6 @@ def decision_curve(
     out.attrs = dict(what=what, scans=len(df), patients=int(who.max())+1, prevalence=prevalence)
     return out
 
-# %% ../../nbs/api/evaluation/decisions.ipynb #249ded6d
 def plot_decision_curve(table:pd.DataFrame)->Figure:
     "Net benefit over the threshold, of `decision_curve`, with its interval and the two simple rules"
     a,t = table.attrs,100*table.threshold
@@ -165,26 +162,48 @@ def plot_decision_curve(table:pd.DataFrame)->Figure:
     return fig
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #2341db3f
-def loss_of(df:pd.DataFrame, cost:str)->tuple:
-    "What each scan's answer costs (N,), and the most it can; raises `OctError` for a cost that is not known here"
-    if cost not in ('error', 'weighted'): raise OctError(f"There is no cost {cost!r}: choose 'error' or 'weighted'.")
-    adds = per_scan(df)
-    if cost == 'error': return 1.-adds['accuracy'][0], 1.
-    if 'weighted_error' in adds: return adds['weighted_error'][0], 4.
-    raise OctError(f"Kermany's weighted error is not defined for {', '.join(classes_of(df))}: choose cost='error'.")
-
 def surest_first(conf:np.ndarray)->tuple:
     "Order from the surest scan on (N,), and how many scans reach each distinct confidence (M,)"
     order = np.argsort(-conf, kind='stable')
     return order, np.append(np.flatnonzero(np.diff(conf[order]))+1, len(conf))
 
-def risk_coverage(df:pd.DataFrame, cost:str='error')->pd.DataFrame:
-    "Coverage and risk (error, or 'weighted') of the answers from each distinct confidence on, the threshold"
+def risk_coverage(df:pd.DataFrame)->pd.DataFrame:
+    "Coverage and risk (share wrong) of the answers from each distinct confidence on, the threshold"
     df = check_predictions(df)
-    loss,_ = loss_of(df, cost)
-    conf = probs(df).max(1)
+    wrong,conf = (df.predicted != df.label).to_numpy(),probs(df).max(1)
     order,n = surest_first(conf)
-    return pd.DataFrame(dict(coverage=n/len(df), risk=np.cumsum(loss[order])[n-1]/n, threshold=conf[order][n-1]))
+    return pd.DataFrame(dict(coverage=n/len(df), risk=np.cumsum(wrong[order])[n-1]/n, threshold=conf[order][n-1]))
+
+def mark_point(ax, t:pd.DataFrame, point:dict):
+    "Show where a fixed threshold lies on the curve of `risk_coverage`"
+    at = t[t.threshold >= point['threshold']]
+    if not len(at): return
+    x,y = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1]
+    label = f"confidence ≥ {point['threshold']:.2f}: {x:.0f} % answered, {y:.1f} % wrong"
+    ax.plot(x, y, 'o', color='#D55E00', ms=7, zorder=5, label=label)
+    ax.axhline(100*point['target'], color='#D55E00', lw=.8, label=f"promised: at most {100*point['target']:.3g} %")
+
+def plot_risk_coverage(df:pd.DataFrame, point:dict|None=None, resamples:int=1000)->Figure:
+    "Risk over coverage, beside an ideal and a random order, and where a `point` that was fixed on other scans lies"
+    df,t = check_predictions(df),risk_coverage(df)
+    wrong = (df.predicted != df.label).to_numpy()
+    who,n = patients_of(df),np.arange(1, len(df)+1)
+    some = t.iloc[np.unique(np.searchsorted(t.coverage, np.linspace(.02, 1, 60)).clip(0, len(t)-1))]
+    answered = probs(df).max(1)[:,None] >= some.threshold.to_numpy()
+    lost,scans = np.split(resampled(patient_sums(np.hstack([answered*wrong[:,None], answered]), who), resamples), 2, 1)
+    low,high = 100*np.nanquantile(ratio(lost, scans), (.025, .975), axis=0)
+    fig = Figure(figsize=(5.6, 3.4), layout='constrained')
+    ax = fig.add_subplot()
+    ax.fill_between(100*some.coverage, low, high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
+    ax.plot(100*t.coverage, 100*t.risk, color='#0072B2', label='model')
+    ax.plot(100*n/len(df), 100*np.cumsum(np.sort(wrong))/n, color='#009E73', ls='--', label='ideal order')
+    ax.axhline(100*wrong.mean(), color='#555555', ls=':', label='random order')
+    if point and point['threshold'] is not None: mark_point(ax, t, point)
+    top = max(110*wrong.mean(), high[some.coverage > .2].max(), 1)
+    ax.set(xlim=(0, 102), ylim=(0, top), xlabel='coverage: scans answered (%)', ylabel='error of the answers (%)')
+    ax.set_title(f'{plural(len(df), "scan")} of {plural(int(who.max())+1, "patient")}', fontsize=9)
+    ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(0, max(.6, 100*wrong.mean()/top)))
+    return fig
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #6b2dcc44
 def one_each(who:np.ndarray, seed:int=0)->np.ndarray:
@@ -192,15 +211,8 @@ def one_each(who:np.ndarray, seed:int=0)->np.ndarray:
     order = np.random.default_rng(seed).permutation(len(who))
     return np.sort(order[np.unique(who[order], return_index=True)[1]])
 
-def p_value(k, m, risk:float, binary:bool):
-    "How likely `m` losses, 0 or 1 (binary) or between (Hoeffding–Bentkus), sum to `k` or less if `risk` is their mean"
-    if binary: return binom.cdf(k, m, risk)
-    a = np.minimum(k/m, risk)
-    h = np.where(a > 0, a*np.log(np.maximum(a, 1e-300)/risk), 0)+(1-a)*np.log((1-a)/(1-risk))
-    return np.minimum(np.exp(-m*h), np.e*binom.cdf(np.ceil(k-1e-9), m, risk))
-
 def fewest(risk:float, delta:float)->int:
-    "How many scans without a loss it takes to promise a risk, with an error of `delta`"
+    "How many scans without a mistake it takes to promise a risk, with an error of `delta`"
     return ceil(log(delta)/log(1-risk)-1e-9)
 
 def starts(n:int, risk:float, delta:float)->tuple:
@@ -208,142 +220,74 @@ def starts(n:int, risk:float, delta:float)->tuple:
     m = fewest(risk, delta/2)
     return ([m, max(2*m, n//4)], delta/2) if n >= 2*m else ([fewest(risk, delta)], delta)
 
-def surest(conf:np.ndarray, loss:np.ndarray, risk:float, delta:float, binary:bool)->tuple:
-    "How many of the surest scans may be answered, given losses (N,) from 0 to 1, and the error spent; 0: none"
+def surest(conf:np.ndarray, wrong:np.ndarray, risk:float, delta:float)->tuple:
+    "How many of the surest scans may be answered, given which are wrong (N,), and the error spent; 0: none"
     if len(conf) < fewest(risk, delta): return 0, delta
     order,m = surest_first(conf)
     begin,each = starts(len(conf), risk, delta)
-    ok = p_value(np.cumsum(loss[order])[m-1], m, risk, binary) <= each
+    ok = binom.cdf(np.cumsum(wrong[order])[m-1], m, risk) <= each
     best = 0
     for s in begin:
         passed = np.logical_and.accumulate(ok[m >= s])
         if passed.any(): best = max(best, int(m[m >= s][passed.sum()-1]))
     return best, each
 
-# %% ../../nbs/api/evaluation/decisions.ipynb #fc704190
 def abstain_threshold(
     valid:pd.DataFrame, # prediction table of validation scans
-    risk:float=.05, # the most that answers may cost, per answered scan
+    risk:float=.05, # the greatest share of answers that may be wrong
     confidence:float=.95, # of keeping to it
-    cost:str='error', # or 'weighted', from 0 to 4
     resamples:int=2000, # of patients
     seed:int=0, # of the draw of one scan per patient, and of the resampling
 )->dict: # threshold (None: see `why`), coverage and risk (figures), bound, n answered and patients tested, why
     "The lowest confidence to answer at, with a promise on the risk of the answers (Angelopoulos et al. 2021)"
     df = check_predictions(valid)
-    loss,worst = loss_of(df, cost)
-    if not 0 < risk < worst or not 0 < confidence < 1: raise OctError(f'A risk of {risk} with confidence {confidence} '
-        f"can't be promised: give a risk between 0 and {worst:g} and a confidence between 0 and 1.")
-    conf,who = probs(df).max(1),patients_of(df)
-    i,binary = one_each(who, seed),worst == 1
-    kw = dict(who=who, resamples=resamples, seed=seed)
-    m,delta = surest(conf[i], loss[i]/worst, risk/worst, 1-confidence, binary)
-    out = dict(threshold=None, coverage=share(np.zeros(len(df)), **kw), risk=share(loss[:0]), bound=None, n=m,
-        patients=len(i), target=risk, confidence=confidence, cost=cost, why='')
-    promise = f"at most {risk:.1%} {'wrong answers' if binary else 'weighted error'} with {confidence:.0%} confidence"
-    need,patients = fewest(risk/worst, 1-confidence),plural(len(i), 'validation patient')
+    if not 0 < risk < 1 or not 0 < confidence < 1: raise OctError(f'A risk of {risk} with confidence {confidence} '
+        "can't be promised: give a risk and a confidence between 0 and 1.")
+    wrong,conf = (df.predicted != df.label).to_numpy(),probs(df).max(1)
+    who = patients_of(df)
+    i,kw = one_each(who, seed),dict(who=who, resamples=resamples, seed=seed)
+    m,delta = surest(conf[i], wrong[i], risk, 1-confidence)
+    out = dict(threshold=None, coverage=share(np.zeros(len(df)), **kw), risk=share(wrong[:0]), bound=None, n=m,
+        patients=len(i), target=risk, confidence=confidence, cost='error', why='')
+    promise = f'at most {risk:.1%} wrong answers with {confidence:.0%} confidence'
+    need,patients = fewest(risk, 1-confidence),plural(len(i), 'validation patient')
     if len(i) < need: return out | dict(why=f"{patients} {'is' if len(i) == 1 else 'are'} too few to promise "
         f'{promise}: at least {need} are needed.')
     if not m: return out | dict(why=f'No threshold can promise {promise}: '
         f'among the surest scans of {patients} too many are wrong.')
     t = 0. if m == len(i) else float(np.sort(conf[i])[::-1][m-1])
-    lost = (loss[i][conf[i] >= t]/worst).sum()
-    def excess(r): return p_value(np.array(lost), m, r, binary)-delta
-    bound = worst*brentq(excess, lost/m+1e-9, 1-1e-9)
-    measured = dict(coverage=share(conf >= t, **kw), risk=share(loss, conf >= t, worst=worst, **kw))
+    k = wrong[i][conf[i] >= t].sum()
+    def excess(r): return binom.cdf(k, m, r)-delta
+    bound = brentq(excess, k/m+1e-9, 1-1e-9)
+    measured = dict(coverage=share(conf >= t, **kw), risk=share(wrong, conf >= t, **kw))
     return out | measured | dict(threshold=t, bound=float(bound))
 
-# %% ../../nbs/api/evaluation/decisions.ipynb #a805f3bd
-def mark_point(ax, t:pd.DataFrame, point:dict):
-    "Show where a fixed threshold lies on the curve of `risk_coverage`"
-    at = t[t.threshold >= point['threshold']]
-    if not len(at): return
-    x,y = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1]
-    wrong = ' wrong' if point.get('cost', 'error') == 'error' else ''
-    label = f"confidence ≥ {point['threshold']:.2f}: {x:.0f} % answered, {y:.1f} %{wrong}"
-    ax.plot(x, y, 'o', color='#D55E00', ms=7, zorder=5, label=label)
-    if not point.get('target'): return
-    ax.axhline(100*point['target'], color='#D55E00', lw=.8, label=f"promised: at most {100*point['target']:.3g} %")
-
-def plot_risk_coverage(
-    df:pd.DataFrame, # prediction table
-    point:dict|None=None, # of `abstain_threshold`, fixed on other scans; marked where it lies on this table
-    cost:str='error', # or 'weighted'
-    resamples:int=1000, # of patients
-)->Figure:
-    "Risk over coverage, with its interval and what an ideal and a random order would give"
-    df = check_predictions(df)
-    loss,_ = loss_of(df, cost)
-    t = risk_coverage(df, cost)
-    who,n = patients_of(df),np.arange(1, len(df)+1)
-    some = t.iloc[np.unique(np.searchsorted(t.coverage, np.linspace(.02, 1, 60)).clip(0, len(t)-1))]
-    answered = probs(df).max(1)[:,None] >= some.threshold.to_numpy()
-    lost,scans = np.split(resampled(patient_sums(np.hstack([answered*loss[:,None], answered]), who), resamples), 2, 1)
-    low,high = 100*np.nanquantile(ratio(lost, scans), (.025, .975), axis=0)
-    fig = Figure(figsize=(5.6, 3.4), layout='constrained')
-    ax = fig.add_subplot()
-    ax.fill_between(100*some.coverage, low, high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
-    ax.plot(100*t.coverage, 100*t.risk, color='#0072B2', label='model')
-    ax.plot(100*n/len(df), 100*np.cumsum(np.sort(loss))/n, color='#009E73', ls='--', label='ideal order')
-    ax.axhline(100*loss.mean(), color='#555555', ls=':', label='random order')
-    if point and point['threshold'] is not None: mark_point(ax, t, point)
-    top = max(110*loss.mean(), high[some.coverage > .2].max(), 1)
-    ax.set(xlim=(0, 102), ylim=(0, top), xlabel='coverage: scans answered (%)')
-    ax.set_ylabel(f"{'' if cost == 'error' else 'weighted '}error of the answers (%)")
-    ax.set_title(f'{plural(len(df), "scan")} of {plural(int(who.max())+1, "patient")}', fontsize=9)
-    ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(0, max(.6, 100*loss.mean()/top)))
-    return fig
-
 # %% ../../nbs/api/evaluation/decisions.ipynb #b2ec0b5b
-def set_scores(p:np.ndarray, method:str)->np.ndarray:
-    "What it takes to include a class (N, K): lac: 1-p; aps: the probability of all classes that are no less likely"
-    if method == 'lac': return 1-p
-    if method != 'aps': raise OctError(f"There is no method {method!r}: choose 'lac' or 'aps'.")
-    order = np.argsort(-p, 1, kind='stable')
-    out = np.empty_like(p)
-    np.put_along_axis(out, order, np.cumsum(np.take_along_axis(p, order, 1), 1), 1)
-    return out
-
 def conformal_quantile(scores:np.ndarray, alpha:float)->float|None:
     "The threshold that scores of validation scans give; None where they are too few"
     k = ceil((len(scores)+1)*(1-alpha)-1e-9)
     return float(np.sort(scores)[k-1]) if k <= len(scores) else None
 
-def set_threshold(
-    valid:pd.DataFrame, # prediction table of validation scans
-    alpha:float=.1, # how often the truth may be missing
-    method:str='lac', # or 'aps'
-    by_class:bool=False, # keep to it in every class, not just on average
-    seed:int=0, # of the draw of one scan per patient
-)->dict: # q: {class: threshold} (None: see `why`), method, alpha, by_class, n patients, why
-    "The threshold of conformal prediction sets; raises `OctError` on an alpha that can't be"
+def set_threshold(valid:pd.DataFrame, alpha:float=.1, seed:int=0)->dict:
+    "q {class: threshold} (None: see why), method, alpha, n patients and why of sets that miss the truth in `alpha`"
     if not 0 < alpha < 1: raise OctError(f'An alpha of {alpha} makes no sets: '
         'give the share of sets that may miss the truth, a share between 0 and 1.')
     df = check_predictions(valid)
     df,k = df.iloc[one_each(patients_of(df), seed)],classes_of(df)
-    p,row = probs(df),np.arange(len(df))
-    y = df.label.map(k.index).to_numpy()
-    scores = set_scores(p, method)[row,y]
-    if method == 'aps': scores = scores-np.random.RandomState(seed).uniform(size=len(df))*p[row,y]
-    q = {c: conformal_quantile(scores[y == i] if by_class else scores, alpha) for i,c in enumerate(k)}
-    out = dict(q=q, method=method, alpha=alpha, by_class=by_class, n=len(df), why='')
-    few = [c for c in k if q[c] is None]
-    if not few: return out
-    of,each = (' of '+', '.join(few), ' of each class') if by_class else ('', '')
+    q = conformal_quantile(1-probs(df)[np.arange(len(df)), df.label.map(k.index)], alpha)
+    out = dict(q=dict.fromkeys(k, q), method='lac', alpha=alpha, by_class=False, n=len(df), why='')
+    if q is not None: return out
     need = ceil((1-alpha)/alpha-1e-9)
-    return out | dict(q=None, why=f'There are fewer than {need} validation patients{of}: '
-        f'sets that contain the truth in {1-alpha:.0%} need {need} or more{each}.')
+    return out | dict(q=None, why=f'There are fewer than {need} validation patients: '
+        f'sets that contain the truth in {1-alpha:.0%} need {need} or more.')
 
-# %% ../../nbs/api/evaluation/decisions.ipynb #f09a42c7
 def prediction_sets(df:pd.DataFrame, q:dict)->np.ndarray:
     "Which classes (N, K) `set_threshold` can't rule out; raises `OctError` where it has no threshold, or other classes"
     k = classes_of(df)
     if q['q'] is None: raise OctError(q['why'])
     if set(q['q']) != set(k): raise OctError(f"The thresholds are for {', '.join(q['q'])}, the table for "
         f"{', '.join(k)}: fix them on a validation table of the same model.")
-    p,t = probs(df),np.array([q['q'][c] for c in k])
-    scores = set_scores(p, q['method'])
-    return scores <= t+1e-12 if q['method'] == 'lac' else scores-p < t-1e-12
+    return 1-probs(df) <= np.array([q['q'][c] for c in k])+1e-12
 
 def coverage(
     df:pd.DataFrame, # prediction table

@@ -34,8 +34,7 @@ def check_columns(df:pd.DataFrame)->np.ndarray:
     if gone or len(classes_of(df)) < 2: raise OctError('The prediction table lacks '
         f'{" and ".join(gone) or "probability columns"}: it needs path, label and one p_<class> column per class.')
     if not len(df): raise OctError('The prediction table has no rows: give one row per scan.')
-    if not df.path.map(lambda o: isinstance(o, str)).all(): raise OctError('The column path holds something that is '
-        'no text: give a file name or path per row.')
+    if not all(isinstance(o, str) for o in df.path): raise OctError('A path is no text: give a file name per row.')
     try: return probs(df)
     except (ValueError, TypeError): raise OctError('A probability column holds something that is no number: '
         'give numbers from 0 to 1.') from None
@@ -60,7 +59,6 @@ def patients_of(df:pd.DataFrame)->np.ndarray:
     "Codes (N,) from 0: which patient each scan is of; a scan of an unknown patient is a patient of its own"
     return pd.factorize(df.patient.astype('string').fillna('path '+df.path.astype('string')))[0]
 
-# %% ../../nbs/api/evaluation/figures.ipynb #fa370c3c
 def imaginary(
     patients:int=60, # of the test set
     skill:float=2.5, # how far the right class stands out; 1.5: some 65 % right, 2.5: 84 %, 4: 98 %
@@ -92,7 +90,6 @@ def error_cost(classes)->np.ndarray|None:
     at = [CLASSES.index(c) for c in classes]
     return COSTS[np.ix_(at, at)]
 
-# %% ../../nbs/api/evaluation/figures.ipynb #41d8e6b7
 def of_decision(tp, positives, called, n, name:str)->dict:
     "Figures of a yes-no decision from counts: true positives, positives, those called so, and all"
     tn = n-positives-called+tp
@@ -126,8 +123,7 @@ def scored(df:pd.DataFrame, what:str='urgent')->tuple:
     "Of urgent disease or a class: (N,) bool, is it, and (N,) its probability; raises `OctError` for an unknown class"
     k,names = classes_of(df),', '.join(classes_of(df))
     if what in k: return (df.label == what).to_numpy(), probs(df)[:,k.index(what)]
-    if what != 'urgent': raise OctError(f'There is no class {what!r} in this table: choose one of {names}'
-        f'{", or urgent" if ours(df) else ""}.')
+    if what != 'urgent': raise OctError(f'There is no class {what!r} in this table: choose one of {names}.')
     if not ours(df): raise OctError(f"Urgent referral is defined for {', '.join(CLASSES)} and not for {names}: "
         "name one of these classes instead of 'urgent'.")
     return df.label.isin(URGENT).to_numpy(), probs(df)[:,np.isin(k, URGENT)].sum(1)
@@ -136,7 +132,6 @@ def all_scored(df:pd.DataFrame)->dict:
     "{decision: (is it, its probability)} of every decision that the table knows"
     return ({'urgent': scored(df)} if ours(df) else {}) | {c: scored(df, c) for c in classes_of(df)}
 
-# %% ../../nbs/api/evaluation/figures.ipynb #b87d05e9
 class FiguresByWeight:
     "Every figure of a table as a function of how much each patient counts"
     def __init__(self, df:pd.DataFrame, who:np.ndarray, most:int|None=None):
@@ -175,7 +170,6 @@ def per_scan(df:pd.DataFrame)->dict:
     y,called = [df[c].isin(URGENT).to_numpy() for c in ('label', 'predicted')]
     return out | dict(urgent_sensitivity=(y & called, y, 1.), urgent_specificity=(~y & ~called, ~y, 1.))
 
-# %% ../../nbs/api/evaluation/figures.ipynb #8fa0ce45
 def is_area(name:str)->bool:
     "Is the figure an AUC or an average precision?"
     return '_ap' in name or 'auc' in name or name.startswith('ap_')
@@ -205,13 +199,8 @@ def patients_behind(df:pd.DataFrame, who:np.ndarray, names)->dict:
         else: out[name] = rarer[first if first == 'urgent' else second]
     return out
 
-# %% ../../nbs/api/evaluation/figures.ipynb #d50b8f3e
-def figures(
-    df:pd.DataFrame, # prediction table
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-)->dict: # {name: {'value', 'low', 'high', 'n'}}; None where a figure is undefined; n counts scans
-    "Every figure with its 95 % interval from resampling patients"
+def figures(df:pd.DataFrame, resamples:int=2000, seed:int=0)->dict:
+    "Every figure {name: {'value', 'low', 'high', 'n' (scans)}}, 95 % interval by drawing patients; None if undefined"
     df = check_predictions(df)
     who,found = patients_of(df),values(df)
     cells = 16_000_000//max(16, min(len(df), 4096)) # of a block: what fits the processor's cache
@@ -220,8 +209,8 @@ def figures(
     out = {}
     for m,value in found.items():
         draws = np.concatenate([b[m] for b in blocks])
-        low,high = interval(value, draws, behind[m], *kind_and_scale(m))
-        out[m] = with_limits(value, low, high, int(members(df, m).sum()))
+        limits = interval(value, draws, behind[m], *kind_and_scale(m))
+        out[m] = with_limits(value, *limits, int(members(df, m).sum()))
     return out
 
 # %% ../../nbs/api/evaluation/figures.ipynb #16b9511a
@@ -242,12 +231,7 @@ NAMES = dict(
     ece_expected='ECE of a perfectly calibrated model',
     brier='Brier score (0 to 2)',
     nll='Negative log likelihood')
-OF_CLASS = dict(
-    sensitivity='sensitivity',
-    specificity='specificity',
-    ppv='PPV',
-    npv='NPV',
-    auc='AUC',
+OF_CLASS = dict(sensitivity='sensitivity', specificity='specificity', ppv='PPV', npv='NPV', auc='AUC',
     ap='average precision')
 MAIN = ('accuracy', 'urgent_auc', 'urgent_sensitivity', 'weighted_error', 'urgent_specificity', 'macro_auc')
 
@@ -267,7 +251,6 @@ def as_text(o:dict, name:str)->str:
     limits = '' if o.get('low') is None else f" ({o['low']*s:.{d}f}–{o['high']*s:.{d}f})"
     return f"{o['value']*s:.{d}f}{unit}{limits}"
 
-# %% ../../nbs/api/evaluation/figures.ipynb #a3f7d612
 def figure_table(figs:dict)->pd.DataFrame:
     "Figures for people, one a row"
     return pd.DataFrame([dict(figure=title(m), value=as_text(o, m), scans=o['n']) for m,o in figs.items()])
@@ -279,7 +262,6 @@ def class_table(figs:dict)->pd.DataFrame:
     def row(name): return {head: as_text(figs[name.format(m)], name.format(m)) for m,head in OF_CLASS.items()}
     return pd.DataFrame([{'': c} | row(name) for c,name in names.items()])
 
-# %% ../../nbs/api/evaluation/figures.ipynb #5d1be90a
 def plot_confusion(df:pd.DataFrame, ax=None):
     "Confusion matrix, rows are the labels; returns the axes"
     import matplotlib.pyplot as plt

@@ -6,8 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/strata.html.md"
 
 # %% auto #0
 __all__ = ['TRAITS', 'FEW', 'traits_of', 'scan_traits', 'thirds', 'level_name', 'strata', 'wald', 'heterogeneity', 'holm',
-           'measures', 'by_stratum', 'strata_table', 'plot_strata', 'p_text', 'horizontal_limits', 'leaked_scans',
-           'leak_gap']
+           'by_stratum', 'strata_table', 'plot_strata', 'p_text', 'horizontal_limits', 'leaked_scans', 'leak_gap']
 
 # %% ../../nbs/api/evaluation/strata.ipynb #190e42be
 import os
@@ -50,7 +49,6 @@ def scan_traits(df:pd.DataFrame, data)->pd.DataFrame:
     who = patients_of(df)
     return df.assign(**t, scans=np.bincount(who)[who])
 
-# %% ../../nbs/api/evaluation/strata.ipynb #6c95bba4
 def thirds(v:pd.Series)->pd.Categorical:
     "Numbers as thirds, named by their limits; two where the limits are the same"
     cuts = np.unique(np.quantile(v.dropna(), (1/3, 2/3)))
@@ -91,11 +89,10 @@ def heterogeneity(
     level, # (N,) its stratum
     who, # (N,) its patient
     permutations:int=2000, # of strata over patients
-    seed:int=0, # of the shuffling
 )->float|None: # p value; None where there is nothing to compare
     "Do strata differ more than if they were dealt out to patients at random? (Chung and Romano 2013)"
     (_,l),(_,w) = [np.unique(np.asarray(o), return_inverse=True) for o in (level, who)]
-    hit,rng = np.asarray(hit, float),np.random.default_rng(seed)
+    hit,rng = np.asarray(hit, float),np.random.default_rng(0)
     if len(hit) < 2 or l.max() < 1 or np.ptp(hit) == 0 or w.max() < 2: return None
     n = np.zeros((w.max()+1, l.max()+1))
     np.add.at(n, (w, l), 1)
@@ -109,7 +106,6 @@ def heterogeneity(
         more += int((wald(over[deal], scans[deal], mix) >= seen*(1-1e-9)).sum())
     return more/(permutations+1)
 
-# %% ../../nbs/api/evaluation/strata.ipynb #b7fd0548
 def holm(p)->np.ndarray:
     "P values adjusted for all of them (Holm 1979); nan stays"
     p = np.array([np.nan if o is None else o for o in p], float)
@@ -120,17 +116,9 @@ def holm(p)->np.ndarray:
 # %% ../../nbs/api/evaluation/strata.ipynb #63f67a8c
 FEW = 20 # patients under which a figure is marked
 
-def measures(df:pd.DataFrame)->dict:
-    "The figures of `per_scan` that are set out"
-    return {m: o for m,o in per_scan(df).items() if m != 'urgent_specificity'}
-
-def by_stratum(
-    df:pd.DataFrame, # prediction table with further columns, e.g. of `scan_traits`
-    by, # column, or several
-    resamples:int=2000, # of patients, and permutations of strata
-    seed:int=0, # of both
-)->pd.DataFrame: # variable, level, figure, value, low, high, n (scans), patients, few, p, p_holm; variable 'all' first
-    "Accuracy, weighted error and urgent sensitivity in every stratum, and whether strata differ"
+def by_stratum(df:pd.DataFrame, by, resamples:int=2000)->pd.DataFrame:
+    """Accuracy, weighted error and urgent sensitivity by a column or several, and whether strata differ: variable
+    ('all' first), level, figure, value, low, high, n (scans), patients, few, p, p_holm"""
     by = [by] if isinstance(by, str) else list(by)
     gone,there = [o for o in by if o not in df],[c for c in df if not c.startswith('p_')]
     if gone: raise OctError(f'The prediction table has no column {", ".join(gone)}: choose from {", ".join(there)}.')
@@ -138,21 +126,19 @@ def by_stratum(
     who,rows = patients_of(df),[]
     columns = dict(all=pd.Series(pd.Categorical(['all scans']*len(df)))) | {v: strata(df[v]) for v in by}
     for variable,column in columns.items():
-        for figure,(hit,among,worst) in measures(df).items():
-            p = heterogeneity(hit[among], column.cat.codes.to_numpy()[among], who[among], resamples, seed)
+        for figure,(hit,among,worst) in per_scan(df).items():
+            if figure == 'urgent_specificity': continue
+            p = heterogeneity(hit[among], column.cat.codes.to_numpy()[among], who[among], resamples)
             for level in column.cat.categories:
                 at = (column == level).to_numpy() & among
                 patients,codes = np.unique(who[at], return_inverse=True)
                 o = dict(variable=variable, level=level, figure=figure)
-                o |= share(hit[at], None, codes, resamples, seed, worst)
+                o |= share(hit[at], None, codes, resamples, worst=worst)
                 rows.append(o | dict(patients=len(patients), few=len(patients) < FEW, p=p))
     out = pd.DataFrame(rows).astype(dict(value=float, low=float, high=float, p=float))
-    first = out.drop_duplicates(['variable', 'figure'])
-    adjusted = first.groupby('figure').p.transform(holm)
-    p_holm = dict(zip(zip(first.variable, first.figure), adjusted))
-    return out.assign(p_holm=[p_holm[k] for k in zip(out.variable, out.figure)])
+    first = out.drop_duplicates(['variable', 'figure'])[['variable', 'figure', 'p']]
+    return out.merge(first.assign(p_holm=first.groupby('figure').p.transform(holm)).drop(columns='p'), how='left')
 
-# %% ../../nbs/api/evaluation/strata.ipynb #fcc55ac9
 def strata_table(table:pd.DataFrame)->pd.DataFrame:
     "The table of `by_stratum` for people: one row per stratum, few patients marked with *"
     rows = []
@@ -165,11 +151,8 @@ def strata_table(table:pd.DataFrame)->pd.DataFrame:
         rows.append(o | {'p, Holm': '' if np.isnan(a.p_holm) else f'{a.p_holm:.3f}'})
     return pd.DataFrame(rows)
 
-def plot_strata(
-    table:pd.DataFrame, # of `by_stratum`
-    figure:str='accuracy', # or 'weighted_error', 'urgent_sensitivity'
-)->Figure:
-    "Forest plot of one figure by stratum; hollow: few patients, whose intervals may leave the plot"
+def plot_strata(table:pd.DataFrame, figure:str='accuracy')->Figure:
+    "Forest plot of a figure of `by_stratum`; hollow: few patients, whose intervals may leave the plot"
     t = table[table.figure == figure].reset_index(drop=True)
     if not len(t): raise OctError(f'The table has no figure {figure!r}: '
         f'choose one of {", ".join(table.figure.unique())}.')
@@ -192,11 +175,10 @@ def plot_strata(
     edge,below,above = .008*(right-left),100*t.low < left,100*t.high > right # where intervals leave the plot
     ax.plot(np.full(below.sum(), left+edge), y[below], '<', color='#0072B2', ms=5)
     ax.plot(np.full(above.sum(), right-edge), y[above], '>', color='#0072B2', ms=5)
-    ax.set(yticks=y, xlim=(left, right), ylim=(y[-1]-.7, y[0]+1.6))
+    ax.set(yticks=y, yticklabels=t.level, xlim=(left, right), ylim=(y[-1]-.7, y[0]+1.6))
     ax.set_xlabel(f'{title(figure)} (%), 95 % interval from resampling patients; hollow: under {FEW} patients', size=8)
-    ax.set_yticklabels(t.level, fontsize=8)
     ax.spines[['top', 'right', 'left']].set_visible(False)
-    ax.tick_params(axis='y', length=0)
+    ax.tick_params(axis='y', length=0, labelsize=8)
     return fig
 
 def p_text(p:float)->str:
@@ -226,38 +208,27 @@ def leaked_scans(test:pd.DataFrame, split:pd.DataFrame)->np.ndarray:
     if not len(train): raise OctError(f'The split table has no training scan: {advice}')
     return (at.patient.isin(train.patient.dropna()) | at.picture.isin(train.picture[train.picture != ''])).to_numpy()
 
-# %% ../../nbs/api/evaluation/strata.ipynb #9ab3f1d4
-def leak_gap(
-    test:pd.DataFrame, # prediction table of the test scans
-    leaked, # the split table, or (N,) bool: which scans training had met
-    figure:str='accuracy', # or 'weighted_error', 'urgent_sensitivity'
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-)->dict: # figures all, clean, leaked, gap (all minus clean), lead (leaked minus clean)
-    "What scans that training had met add to a figure, with Student's limits from the spread over draws of patients"
+def leak_gap(test:pd.DataFrame, leaked, resamples:int=2000)->dict:
+    """What scans that training had met, (N,) bool or by the split table, add to accuracy: that of all, clean, leaked,
+    gap (all minus clean), lead (leaked minus clean), by Student's limits from the spread over draws of patients"""
     df = check_predictions(test)
     leaked = leaked_scans(df, leaked) if isinstance(leaked, pd.DataFrame) else np.asarray(leaked)
     if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError('The mask of touched scans does not fit: '
         f'give True or False for each of {len(df)} scans.')
-    if figure not in measures(df): raise OctError(f'There is no figure {figure!r} for this table: '
-        f'choose one of {", ".join(measures(df))}.')
-    hit,among,worst = measures(df)[figure]
-    who = patients_of(df)
-    sides = dict(all=among, clean=among & ~leaked, leaked=among & leaked)
-    out = {k: share(hit, o, who, resamples, seed, worst) for k,o in sides.items()}
-    n,clean = out['all']['n'],out['clean']
-    if not sides['leaked'].any(): return out | dict(gap=with_limits(0., 0., 0., n), lead=out['leaked'])
-    drawn = resampled(patient_sums(np.stack([o for m in sides.values() for o in (hit*m, m)], 1), who), resamples, seed)
+    hit,who = (df.predicted == df.label).to_numpy(),patients_of(df)
+    sides = dict(all=np.ones(len(df), bool), clean=~leaked, leaked=leaked)
+    out = {k: share(hit, o, who, resamples) for k,o in sides.items()}
+    n,clean = len(df),out['clean']
+    if not leaked.any(): return out | dict(gap=with_limits(0., 0., 0., n), lead=out['leaked'])
+    if leaked.all(): return out | dict.fromkeys(('gap', 'lead'), with_limits(np.nan, 0, 0, n))
+    drawn = resampled(patient_sums(np.stack([o for m in sides.values() for o in (hit*m, m)], 1), who), resamples)
     draws = {k: ratio(drawn[:,2*i], drawn[:,2*i+1]) for i,k in enumerate(sides)}
     patients = min(len(np.unique(who[sides[o]])) for o in ('clean', 'leaked'))
     for name,side in (('gap', 'all'), ('lead', 'leaked')):
-        o = out[side]
-        out[name] = with_limits(np.nan, 0, 0, n)
-        if None in (o['value'], clean['value']): continue
-        v = o['value']-clean['value']
+        o,v = out[side],out[side]['value']-clean['value']
         sd = np.nanstd(draws[side]-draws['clean'])*few_patients(patients)
         if sd > 1e-9: half = student.ppf(.975, max(patients-1, 1))*sd
         elif side == 'all': half = clean['high']-clean['low'] # no spread: what the limits of both leave open
         else: half = o['high']-o['low']+clean['high']-clean['low']
-        out[name] = with_limits(v, max(-worst, v-half), min(worst, v+half), n)
+        out[name] = with_limits(v, max(-1, v-half), min(1, v+half), n)
     return out
