@@ -37,7 +37,7 @@ def components(df:pd.DataFrame, by:tuple=('patient', 'sha256', 'duplicate_of'))-
         width = values[-1].max(initial=width-1) + 1
     return linked(width, np.concatenate(rows), np.concatenate(values))[:len(df)]
 
-# %% ../../nbs/api/data/split.ipynb #feaa4fc7
+# %% ../../nbs/api/data/split.ipynb #58050775
 SPLITS = ('train', 'valid', 'test', 'dropped')
 POLICIES = ('official', 'clean', 'patient')
 
@@ -59,11 +59,10 @@ def draw_side(df:pd.DataFrame, side:str, share:float, seed:int):
         drawn += (fit or [c.n.idxmin()])[:len(c)-1] # one group at least stays behind
     df.loc[pool.index[pool.group.isin(drawn)], 'split'] = side
 
-# %% ../../nbs/api/data/split.ipynb #58050775
 def drop_rows(df:pd.DataFrame, mask, reason):
     "Move the rows of `mask` to `dropped`; `reason` is a text or a Series"
     df.loc[mask, 'split'] = 'dropped'
-    df.loc[mask, 'reason'] = reason if isinstance(reason, str) else reason[mask]
+    df.loc[mask, 'reason'] = reason
 
 def drop_twins(df:pd.DataFrame):
     "Outside test: drop a picture that lies under two labels, and all duplicates of a picture but the first"
@@ -100,8 +99,7 @@ def split_table(
     "Put every scan on one side; raises `OctError` where a class would be missing or there is no test folder to keep"
     if policy not in POLICIES: raise OctError(f'There is no policy {policy!r}: choose one of {", ".join(POLICIES)}.')
     if table.label.nunique() < 2:
-        hint = 'add a folder of another class, or name yours with --classes.'
-        raise OctError(f'Only {table.label.iloc[0]} scans were found: {hint}')
+        raise OctError(f'Only {table.label.iloc[0]} scans were found: add a folder of another class, or use --classes.')
     df = table.reset_index(drop=True).assign(split='train', reason='', group=components(table))
     if policy != 'patient':
         if not (df.folder == 'test').any():
@@ -126,10 +124,8 @@ def split_table(
 def unknown_patients(table:pd.DataFrame)->str:
     "One sentence on what the guard can't see, because names give no patient; '' where every patient is known"
     n = int(table.patient.isna().sum())
-    if not n: return ''
     why = f'The patients of {plural(n, "scan")} are unknown, as their names do not follow LABEL-patient-number: '
-    if n < len(table): return why + "whether they leak can't be seen, so rename these files."
-    return why + "leaks between patients can't be seen at all, so rename the files before you trust a test."
+    return why + "whether they leak can't be seen, so rename these files before you trust a test." if n else ''
 
 @dataclass(frozen=True)
 class Leak:
@@ -140,8 +136,7 @@ class Leak:
 
     def __str__(self):
         names = '; '.join(f'{side}: {path}' for side,path in self.examples)
-        where = f'is on two sides of the split ({self.count:,} in all), e.g. {names}'
-        return f'The same {self.kind} {where}: split again with --policy clean.'
+        return f'The same {self.kind} is on two sides ({self.count:,} in all), e.g. {names}: choose --policy clean.'
 
 class LeakError(CheckFailed):
     "A split leaks"
@@ -205,8 +200,7 @@ def read_split(path)->pd.DataFrame:
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
         t = pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=delimiter(text))
-    except Exception:
-        raise OctError(f'{path} is not a CSV file in UTF-8: give one with the columns path and split.') from None
+    except Exception: raise OctError(f'{path} is no CSV file in UTF-8 with the columns path and split.') from None
     t = t.rename(columns=lambda c: c.strip().lower()).apply(lambda c: c.str.strip())
     lacks = [c for c in ('path', 'split') if c not in t]
     if lacks: raise OctError(f'{path} lacks the column {lacks[0]}: give a CSV file with the columns path and split.')
@@ -225,9 +219,7 @@ def match_split(df:pd.DataFrame, t:pd.DataFrame)->pd.DataFrame:
     got = df[['path']].merge(t, on='path', how='left').set_index(df.index)
     rest = got.split.isna() & (df.error == '')
     if 'sha256' not in t or not rest.any(): return got
-
     def key(o): return o.sha256.fillna('').str.lower() + ' ' + o.path.str.rsplit('/', n=1).str[-1]
-
     lines = t[~t.path.isin(df.path) & (t.sha256 != '')].assign(key=key).drop_duplicates('key', keep=False)
     found = key(df).to_frame('key').merge(lines.drop(columns='path'), on='key', how='left').set_index(df.index)
     got[rest] = found.reindex(columns=got.columns)[rest]
