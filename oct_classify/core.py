@@ -7,9 +7,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'ScanName', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'known_classes', 'OctError',
            'CheckFailed', 'scan_name', 'patient', 'printable', 'to_grey', 'why_unreadable', 'open_image', 'read_scaled',
-           'read_grey', 'make_dir', 'disk_error', 'atomic_write', 'replace_dir', 'atomic_dir', 'set_seed', 'quiet',
-           'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'amount', 'digest', 'secret', 'cpu_use',
-           'spare_cores', 'ahead']
+           'read_grey', 'make_dir', 'disk_error', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly',
+           'one_line', 'say', 'progress', 'plural', 'delimiter', 'amount', 'digest', 'secret', 'cpu_use', 'spare_cores',
+           'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, hashlib, io, os, random, re, secrets, shutil, sys, time
@@ -17,7 +17,6 @@ from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
@@ -111,8 +110,6 @@ def make_dir(path, hint:str='choose another --out')->Path:
     "Create a folder for output; where that fails, the `OctError` says why, and as `hint` what to do"
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise OctError(f"{path} can't be a folder, because a file of that name is in the way: {hint}.") from None
     except OSError as e: raise OctError(f"The folder {path} can't be made ({e.strerror}): {hint}.") from None
     return path
 
@@ -139,27 +136,21 @@ def atomic_write(path, mode:str='w'):
     finally:
         with contextlib.suppress(OSError): tmp.unlink()
 
-def replace_dir(new:Path, path:Path):
-    "Put folder `new` in the place of `path`; the old one comes back where that fails"
-    old = new.with_suffix('.old')
-    if path.exists(): os.replace(path, old)
-    try: os.replace(new, path)
-    except OSError:
-        if old.exists(): os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
 @contextlib.contextmanager
 def atomic_dir(path):
     "A folder that appears under `path` whole or not at all, in place of an older one; raises `OctError` as above"
     path = Path(path)
     tmp = make_dir(path.parent)/f'.{path.name}.{secrets.token_hex(4)}.part'
+    old = tmp.with_suffix('.old')
     try:
         tmp.mkdir()
         yield tmp
-        replace_dir(tmp, path)
+        if path.exists(): os.replace(path, old)
+        os.replace(tmp, path)
     except OSError as e: raise disk_error(e, path) from None
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    finally:
+        if old.exists() and not path.exists(): os.replace(old, path)
+        for o in (tmp, old): shutil.rmtree(o, ignore_errors=True)
 
 # %% ../nbs/api/core.ipynb #ea58fcae
 def set_seed(seed:int):

@@ -9,12 +9,10 @@ __all__ = ['COLOURS', 'colour', 'data_uri', 'overlay', 'small_picture', 'contact
 
 # %% ../nbs/api/plotting.ipynb #22bfc2d4
 import base64, io
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
-
 from .core import *
 
 # %% ../nbs/api/plotting.ipynb #d495ba1d
@@ -47,15 +45,8 @@ def small_picture(scan, size:tuple)->Image.Image|None:
     try: return Image.fromarray(read_grey(scan)).resize(size)
     except OctError: return None
 
-def contact_sheet(
-    scans, # paths or arrays
-    captions, # one text above each
-    colours=None, # of the captions
-    cols:int=4, # scans beside one another
-    height:float=1.75, # inches per row
-)->Figure:
-    "Scans in a grid 9.6 inches wide, each with its caption"
-    scans = list(scans)
+def contact_sheet(scans, captions, colours=None, cols:int=4, height:float=1.75)->Figure:
+    "Scans (paths or arrays) in a grid 9.6 inches wide, rows `height` inches high, each below its caption in its colour"
     rows = -(-len(scans)//cols)
     fig = Figure(figsize=(9.6, height*rows), layout='constrained')
     for i,(scan,caption,c) in enumerate(zip(scans, captions, colours or ['#222222']*len(scans)), 1):

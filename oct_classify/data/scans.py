@@ -14,11 +14,8 @@ import contextlib, hashlib, os, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from PIL import Image
-
 from ..core import *
 
 # %% ../../nbs/api/data/scans.ipynb #000cbc07
@@ -48,12 +45,10 @@ def walk_folders(root):
 
 def unread_folders(tree:list, classes)->Counter:
     "How many pictures lie in folders beside class folders that are none; `tree`: what `walk_folders` gives"
-    parents = {d.parent for d,*_ in tree if d.name.strip().upper() in classes and d.parts}
-    pictures = Counter()
-    for d,_,files in tree:
-        if d.parent in parents and d.parts and d.name.strip().upper() not in classes:
-            pictures[d.name] += sum(Path(f).suffix.lower() in IMAGES for f in files)
-    return +pictures
+    def known(d): return d.name.strip().upper() in (*classes, '') # '' is the root
+    parents = {d.parent for d,*_ in tree if d.name and known(d)}
+    beside = [(d.name, files) for d,_,files in tree if d.parent in parents and not known(d)]
+    return Counter(name for name,files in beside for f in files if Path(f).suffix.lower() in IMAGES)
 
 def second_copies(root, df:pd.DataFrame)->np.ndarray:
     "Mask of files that lie under the same folder, label and name in an earlier tree too, with the same bytes"
@@ -87,7 +82,7 @@ def find_scans(root, classes:tuple=CLASSES)->pd.DataFrame:
     if twice.any(): say(f'Left out, as they are there a second time in another tree: {plural(twice.sum(), "file")}.')
     return df[~twice][['path', 'folder', 'label', 'bytes']].reset_index(drop=True)
 
-# %% ../../nbs/api/data/scans.ipynb #6dec446c
+# %% ../../nbs/api/data/scans.ipynb #52888432
 def dhash(grey:np.ndarray)->np.uint64:
     "Difference hash (N. Krawetz, hackerfactor.com, 2013): is each pixel of a 9x8 thumbnail darker than the next one?"
     a = np.asarray(Image.fromarray(grey).resize((9, 8), Image.BOX))
@@ -155,7 +150,6 @@ def scan_table(
             if keep and len(got) % 5000 == 0: keep(table())
     return table()
 
-# %% ../../nbs/api/data/scans.ipynb #52888432
 SCHEMA = 1 # to be raised when a stored column gets another meaning
 
 def save_table(df:pd.DataFrame, path):

@@ -13,14 +13,11 @@ __all__ = ['SPLITS', 'POLICIES', 'picture', 'components', 'draw_side', 'drop_row
 import hashlib, io
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-
+import numpy as np, pandas as pd
 from ..core import *
 from .duplicates import linked
 
-# %% ../../nbs/api/data/split.ipynb #b7d7584d
+# %% ../../nbs/api/data/split.ipynb #58050775
 def picture(df:pd.DataFrame)->pd.Series:
     "What rows that show one picture share: the path of the first, or the hash where none looked for duplicates; or ''"
     return df.duplicate_of.where(df.duplicate_of != '', df.path) if 'duplicate_of' in df else df.sha256.fillna('')
@@ -37,14 +34,12 @@ def components(df:pd.DataFrame, by:tuple=('patient', 'sha256', 'duplicate_of'))-
         width = values[-1].max(initial=width-1) + 1
     return linked(width, np.concatenate(rows), np.concatenate(values))[:len(df)]
 
-# %% ../../nbs/api/data/split.ipynb #58050775
 SPLITS = ('train', 'valid', 'test', 'dropped')
 POLICIES = ('official', 'clean', 'patient')
 
 def draw_side(df:pd.DataFrame, side:str, share:float, seed:int):
     "Move to `side` whole groups that make up about `share` of each class in training, never all groups of a class"
-    pool = df[df.split == 'train']
-    pool = pool.assign(key=pool.patient.astype('string').fillna(pool.path))
+    pool = df[df.split == 'train'].assign(key=lambda o: o.patient.astype('string').fillna(o.path))
     groups = pool.groupby('group').agg(key=('key', 'min'), label=('label', lambda o: o.mode()[0]), n=('path', 'size'))
     groups['order'] = [hashlib.sha256(f'{seed}:{k}'.encode()).hexdigest() for k in groups.key]
     drawn = []
@@ -79,9 +74,8 @@ def drop_shared(df:pd.DataFrame):
     "Drop from training whatever belongs together with a test scan"
     test = df[df.split == 'test']
     shared = ~df.split.isin(['dropped', 'test']) & df.group.isin(test.group)
-    why = pd.Series('Belongs together with a test scan.', df.index)
     named = 'Patient ' + df.patient.astype('string').fillna('') + ' is in the test set.'
-    why = why.mask(df.patient.isin(test.patient.dropna()), named)
+    why = named.where(df.patient.isin(test.patient.dropna()), 'Belongs together with a test scan.')
     drop_rows(df, shared, why.mask(picture(df).isin(picture(test)), 'A test scan shows the same picture.'))
 
 def need_classes(df:pd.DataFrame, side:str, hint:str):
@@ -162,8 +156,8 @@ class SplitCheck:
         if self.patients: what = f'no patient ({self.patients:,} in all) and {what}'
         if not self.unknown: return f'Verified: {what} is on two sides ({sides} scans).'
         hidden = ', '.join(f'{n:,} of {self.scans[side]:,} {side} scans' for side,n in self.unknown.items())
-        return (f"Not verified: the patients of {hidden} are unknown, so whether they are on two sides can't be seen: "
-                f'name the files LABEL-patient-number. Of what is known, {what} is on two sides.')
+        hidden += ' are unknown: name the files LABEL-patient-number'
+        return f'Not verified: the patients of {hidden}. Of what is known, {what} is on two sides.'
 
 def first_leak(used:pd.DataFrame)->Leak|None:
     "The first leak in a table with `split`: of patients, files, pictures, or groups of these"
@@ -225,18 +219,13 @@ def match_split(df:pd.DataFrame, t:pd.DataFrame)->pd.DataFrame:
     got[rest] = found.reindex(columns=got.columns)[rest]
     return got
 
-def load_split(
-    table:pd.DataFrame, # scan table
-    path, # CSV with the columns path and split, perhaps reason and sha256
-    valid:float=.15, # share of each class of training to validate on, where the list names none
-    seed:int=42, # fixes that draw
-)->pd.DataFrame: # as from `split_table`
-    "Put every scan on the side that a file gives it; raises `LeakError` where that leaks, `OctError` where none fits"
+def load_split(table:pd.DataFrame, path, valid:float=.15, seed:int=42)->pd.DataFrame:
+    """Sides as a CSV `path` gives them (columns path, split, perhaps reason and sha256); without validation scans the
+    share `valid` of each class of training is drawn; raises `LeakError` for a leak, `OctError` where no line fits"""
     name,t = Path(path).name,read_split(path)
     df = table.reset_index(drop=True).assign(group=components(table))
     got = match_split(df, t)
-    if got.split.isna().all():
-        raise OctError(f'{name} names none of the files in this folder: check that both belong together.')
+    if got.split.isna().all(): raise OctError(f'{name} names none of the files in this folder: give its own.')
     df['split'] = got.split.fillna('dropped')
     df['reason'] = np.where(df.split == 'dropped', got.get('reason', pd.Series('', df.index)).fillna(''), '')
     drop_rows(df, (df.reason == '') & (df.split == 'dropped'), f'Dropped by {name}.')
