@@ -9,15 +9,13 @@ __all__ = ['COLOURS', 'colour', 'data_uri', 'overlay', 'small_picture', 'contact
 
 # %% ../nbs/api/plotting.ipynb #22bfc2d4
 import base64, io
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
-
 from .core import *
 
-# %% ../nbs/api/plotting.ipynb #9ddbf76a
+# %% ../nbs/api/plotting.ipynb #d495ba1d
 COLOURS = dict(CNV='#D55E00', DME='#0072B2', DRUSEN='#E69F00', NORMAL='#009E73')
 
 def colour(label:str)->str:
@@ -42,24 +40,15 @@ def overlay(grey:np.ndarray, heat:np.ndarray)->np.ndarray:
     colours = 255*colormaps['plasma'](share)[..., :3]
     return (opacity*colours + (1-opacity)*grey[..., None]).round().astype(np.uint8)
 
-# %% ../nbs/api/plotting.ipynb #d495ba1d
 def small_picture(scan, size:tuple)->Image.Image|None:
     "A scan (path or array) at `size` (width, height) pixels, or None where it can't be read any more"
     try: return Image.fromarray(read_grey(scan)).resize(size)
     except OctError: return None
 
-def contact_sheet(
-    scans, # paths or arrays
-    captions, # one text above each
-    colours=None, # of the captions
-    cols:int=4, # scans beside one another
-    height:float=1.75, # inches per row
-    width:float=9.6, # inches of the sheet
-)->Figure:
-    "Scans in a grid, each with its caption"
-    scans = list(scans)
+def contact_sheet(scans, captions, colours=None, cols:int=4, height:float=1.75)->Figure:
+    "Scans (paths or arrays) in a grid 9.6 inches wide, rows `height` inches high, each below its caption in its colour"
     rows = -(-len(scans)//cols)
-    fig = Figure(figsize=(width, height*rows), layout='constrained')
+    fig = Figure(figsize=(9.6, height*rows), layout='constrained')
     for i,(scan,caption,c) in enumerate(zip(scans, captions, colours or ['#222222']*len(scans)), 1):
         ax = fig.add_subplot(rows, cols, i)
         picture = small_picture(scan, (384, 248))

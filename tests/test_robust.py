@@ -107,8 +107,8 @@ def test_missing_and_unusable_folders(cli, data, tmp_path):
     f = tmp_path/'file'
     f.write_text('x')
     assert 'is a file' in sentence(cli('run', f, '--out', tmp_path/'out'))
-    assert "can't be used as a folder" in sentence(cli('run', data, '--out', f))
-    assert 'in the way' in sentence(cli('run', data, '--out', f/'deeper'))
+    assert "can't be made" in sentence(cli('run', data, '--out', f))
+    assert "can't be made" in sentence(cli('run', data, '--out', f/'deeper'))
     assert not (tmp_path/'out').exists() or leftovers(tmp_path/'out') == []
 
 

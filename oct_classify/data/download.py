@@ -6,34 +6,29 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/download.html.md"""
 
 # %% auto #0
 __all__ = ['VERSIONS', 'REMARKS', 'KAGGLE', 'NO_LOGIN', 'REFUSALS', 'UNTRUSTED', 'WEB_PAGE', 'TIMEOUT', 'TRIES', 'PAUSE',
-           'LONGEST', 'MAX_BYTES', 'MAX_RATIO', 'DAMAGE', 'RECEIPT', 'version_counts', 'which_version', 'login_files',
-           'find_login', 'kaggle_login', 'TryAgain', 'busy', 'disconnected', 'TimedAdapter', 'archive_address', 'Part',
-           'describe', 'check_room', 'attempt', 'persist', 'verify', 'fetch', 'BadArchive', 'target', 'member_fault',
-           'checked_members', 'without_copies', 'locked', 'extract', 'unpack', 'read_receipt', 'version_here',
-           'download']
+           'LONGEST', 'MAX_BYTES', 'MAX_RATIO', 'RECEIPT', 'version_counts', 'which_version', 'login_files',
+           'find_login', 'kaggle_login', 'TryAgain', 'busy', 'disconnected', 'archive_address', 'Part', 'describe',
+           'check_room', 'attempt', 'persist', 'verify', 'fetch', 'target', 'member_fault', 'checked_members',
+           'without_copies', 'locked', 'extract', 'unpack', 'read_receipt', 'version_here', 'download']
 
 # %% ../../nbs/api/data/download.ipynb #7ebc2728
-import base64, contextlib, json, lzma, os, re, shutil, stat, time, zipfile, zlib
+import base64, contextlib, functools, json, lzma, os, re, shutil, stat, time, zipfile, zlib
 from collections import Counter
 from pathlib import Path
-
-import pandas as pd
-import requests
+import pandas as pd, requests
 from filelock import FileLock, Timeout
 from urllib3.util import Retry
-
 from ..core import *
 from .scans import *
 
 # %% ../../nbs/api/data/download.ipynb #bfcf6b0d
-def version_counts(train, **others)->Counter:
-    "Scans by (folder, class): `train` of each class, and so many of every class in each of the other folders"
-    counts = {('train', c): n for c,n in zip(CLASSES, train)}
-    return Counter(counts | {(folder, c): n for folder,n in others.items() for c in CLASSES})
+def version_counts(**folders)->Counter:
+    "Scans by (folder, class), where each folder's are given in the order of `CLASSES`"
+    return Counter({(folder, c): n for folder,counts in folders.items() for c,n in zip(CLASSES, counts)})
 
 VERSIONS = {
-    2: version_counts((37205, 11348, 8616, 26315), val=8, test=242),
-    3: version_counts((37205, 11348, 8616, 51140), test=250)}
+    2: version_counts(train=(37205, 11348, 8616, 26315), val=(8, 8, 8, 8), test=(242, 242, 242, 242)),
+    3: version_counts(train=(37205, 11348, 8616, 51140), test=(250, 250, 250, 250))}
 REMARKS = {
     2: 'which is the copy on Kaggle; many pages say that it has 84,495',
     3: 'from Mendeley Data; the 24,825 that version 2 does not have are all NORMAL, in train'}
@@ -56,8 +51,7 @@ KAGGLE = 'paultimothymooney/kermany2018'
 
 def login_files(name:str)->list:
     "The files called `name` in the folders where Kaggle's client keeps its logins"
-    config = os.environ.get('XDG_CONFIG_HOME') or '~/.config'
-    folders = os.environ.get('KAGGLE_CONFIG_DIR'), '~/.kaggle', f'{config}/kaggle'
+    folders = os.getenv('KAGGLE_CONFIG_DIR'), '~/.kaggle', f"{os.getenv('XDG_CONFIG_HOME') or '~/.config'}/kaggle"
     return [f for f in (Path(d).expanduser()/name for d in folders if d) if f.is_file()]
 
 def find_login()->tuple:
@@ -80,43 +74,36 @@ def find_login()->tuple:
 
 def kaggle_login()->tuple:
     "What `find_login` gives; raises `OctError` where a login is found that none can be"
-    again = 'make a new token on https://www.kaggle.com/settings and'
+    hint = 'make a new token on https://www.kaggle.com/settings'
     try: login,where = find_login()
     except (OSError, ValueError, KeyError, TypeError):
-        again += ' put it into ~/.kaggle/access_token.'
-        raise OctError(f"A file with a Kaggle login is there but can't be used: {again}") from None
+        raise OctError(f"A Kaggle login file can't be used: {hint} for ~/.kaggle/access_token.") from None
     if not all(re.fullmatch('[!-~]+', o or '') for o in login.values()):
-        raise OctError(f'The Kaggle login from {where} holds characters that no login has: {again} copy it whole.')
+        raise OctError(f'The Kaggle login from {where} holds characters that no login has: {hint} and copy it whole.')
     return login, where
 
-# %% ../../nbs/api/data/download.ipynb #1c34dc82
+# %% ../../nbs/api/data/download.ipynb #67da561b
 class TryAgain(Exception):
-    "Worth another try: why, and how many seconds to wait where the server says so"
-    def __init__(self, why:str, wait:float|None=None):
-        super().__init__(why)
-        self.wait = wait
+    "Worth another try: why"
+    wait = None # seconds, where the server says so
 
 NO_LOGIN = ('No Kaggle login was found: make a token on https://www.kaggle.com/settings (under API), put it into the '
             'environment variable or Colab secret KAGGLE_API_TOKEN, and run the same command again.')
 REFUSALS = {
     400: 'Kaggle does not understand the request for {dataset} (400): update its client, pip install -U kaggle.',
-    401: 'Kaggle does not accept the login from {where} (401): make a new token on https://www.kaggle.com/settings '
-         '(under API) and put it there.',
+    401: 'Kaggle does not accept the login from {where} (401): put a new one from kaggle.com/settings there.',
     403: 'Kaggle does not give {dataset} to this login (403): open https://www.kaggle.com/datasets/{dataset} in a '
          'browser, sign in, accept the terms, and run the same command again.',
-    404: 'Kaggle has no data set {dataset} (404): check the name, which is written OWNER/NAME as in the address of '
-         'its page.'}
-UNTRUSTED = ('The connection to Kaggle is not trusted, as behind a proxy that opens it: set REQUESTS_CA_BUNDLE to the '
-             'certificates of your organisation, or download in a browser and give the file with --zip.')
-WEB_PAGE = ('A web page came instead of the archive, as from the log-in page of a network: sign in there with a '
-            'browser, or download in a browser and give the file with --zip.')
+    404: 'Kaggle has no data set {dataset} (404): write OWNER/NAME as in the address of its page.'}
+UNTRUSTED = 'Kaggle is not trusted, as behind a proxy: set REQUESTS_CA_BUNDLE, or download in a browser and give --zip.'
+WEB_PAGE = 'A log-in page came instead of the archive: sign in there with a browser, or download in it and give --zip.'
 
 def busy(r, who:str)->TryAgain:
     "Why to ask `who` again, by its answer"
     code,after = r.status_code,r.headers.get('Retry-After')
-    try: wait = Retry().parse_retry_after(after) if after else None
-    except Exception: wait = None # neither seconds nor a date
-    return TryAgain(f'{who} {"is busy" if code in (408, 429) or code >= 500 else "refused"} ({code})', wait)
+    again = TryAgain(f'{who} {"is busy" if code in (408, 429) or code >= 500 else "refused"} ({code})')
+    with contextlib.suppress(Exception): again.wait = Retry().parse_retry_after(after) # neither seconds nor a date
+    return again
 
 def disconnected(e:Exception)->Exception:
     "Why to try again after a failed connection, or an `OctError` where that is useless"
@@ -127,10 +114,6 @@ def disconnected(e:Exception)->Exception:
 
 TIMEOUT = 10,60 # seconds to connect, and between two pieces of data
 
-class TimedAdapter(requests.adapters.HTTPAdapter):
-    "Sends requests that give up"
-    def send(self, *args, timeout=None, **kwargs): return super().send(*args, timeout=timeout or TIMEOUT, **kwargs)
-
 def archive_address(dataset:str)->str:
     "Where Kaggle stores the archive; raises `OctError` where it refuses, `TryAgain` where that may pass"
     from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
@@ -140,7 +123,8 @@ def archive_address(dataset:str)->str:
     request.owner_slug,request.dataset_slug = dataset.split('/')
     try:
         with KaggleClient(**login) as k:
-            for o in ('https://', 'http://'): k.http_client()._session.mount(o, TimedAdapter())
+            session = k.http_client()._session
+            session.send = functools.partial(session.send, timeout=TIMEOUT)
             with k.datasets.dataset_api_client.download_dataset(request) as r: return r.url # the body is not read
     except requests.HTTPError as e: r = e.response
     except requests.RequestException as e: raise (disconnected(e) if where else OctError(NO_LOGIN)) from None
@@ -149,7 +133,6 @@ def archive_address(dataset:str)->str:
     if r.status_code in REFUSALS: raise OctError(REFUSALS[r.status_code].format(dataset=dataset, where=where))
     raise busy(r, 'Kaggle')
 
-# %% ../../nbs/api/data/download.ipynb #67da561b
 class Part:
     "An archive that is arriving at `path`, beside a note of what it is a part of"
     def __init__(self, file:Path):
@@ -179,14 +162,11 @@ def describe(headers)->dict:
 
 def check_room(*needs):
     "Raise `OctError` where a disk has less room than the (folder, bytes) pairs need together"
-    disks = {}
-    for folder,n in needs: disks.setdefault(os.stat(folder).st_dev, []).append((folder, n))
-    for pairs in disks.values():
-        need,folder = sum(n for _,n in pairs),pairs[0][0]
+    for folder,_ in needs:
+        need = sum(n for f,n in needs if os.stat(f).st_dev == os.stat(folder).st_dev)
         free = shutil.disk_usage(folder).free
         if free < need:
-            raise OctError(f'{amount(need)} are needed, but the disk of {folder} has only {amount(free)} left: '
-                           'free some space or choose a folder on another disk.')
+            raise OctError(f'{amount(need)} are needed, but {folder} has only {amount(free)} left: free some space.')
 
 TRIES = 5 # attempts in a row that bring nothing
 PAUSE = 1 # seconds before the second of these, and twice as long before each further one
@@ -244,8 +224,7 @@ def verify(part:Part, about:dict):
     elif not zipfile.is_zipfile(part.path): bad = 'directory'
     else: return
     part.forget()
-    damage = f'its {bad} is not as it should be'
-    raise OctError(f'The archive arrived damaged ({damage}) and was deleted: run the same command again.')
+    raise OctError(f'The archive arrived damaged (its {bad} is wrong) and was deleted: run the same command again.')
 
 def fetch(dataset:str, file:Path, dest):
     "Download the archive of `dataset` to `file`, from where an earlier call stopped"
@@ -262,10 +241,7 @@ def fetch(dataset:str, file:Path, dest):
     checked = ', MD5 verified' if about['md5'] else ''
     say(f'Downloaded {amount(file.stat().st_size - had)} in {time.time() - begun:.0f} s{checked}.')
 
-# %% ../../nbs/api/data/download.ipynb #240bf07f
-class BadArchive(OctError):
-    "An archive that is damaged or holds what no archive of scans holds"
-
+# %% ../../nbs/api/data/download.ipynb #41e6fe8a
 MAX_BYTES = 2**28 # of one member, unpacked
 MAX_RATIO = 100 # unpacked by packed size
 
@@ -286,21 +262,18 @@ def member_fault(m:zipfile.ZipInfo)->str:
     return ''
 
 def checked_members(z:zipfile.ZipFile, name:str)->list:
-    "(member, path) of every file to unpack; raises `BadArchive` that names the first member which is refused"
+    "(member, path) of every file to unpack; raises `OctError` that names the first member which is refused"
     again = 'get the archive from its source again'
-    faults = [(m, member_fault(m)) for m in z.infolist()]
     files = [(m, target(m)) for m in z.infolist() if not m.orig_filename.endswith('/')]
     folded = [tuple(o.casefold() for o in path) for _,path in files]
-    taken = {path[:i] for path in folded for i in range(1, len(path))} # folders
-    for (m,_),path in zip(files, folded):
-        faults.append((m, 'is there twice' if path in taken else ''))
-        taken.add(path)
+    uses = Counter(folded) + Counter({path[:i] for path in folded for i in range(1, len(path))}) # as file or folder
+    faults = [(m, member_fault(m)) for m in z.infolist()]
+    faults += [(m, 'is there twice') for (m,_),path in zip(files, folded) if uses[path] > 1]
     for m,why in [o for o in faults if o[1]]:
-        why = f'because its member {printable(m.orig_filename)!r} {why}'
-        raise BadArchive(f'{name} is refused and nothing of it was unpacked, {why}: {again}.')
+        raise OctError(f'{name} is refused, nothing of it was unpacked: {printable(m.orig_filename)!r} {why}; {again}.')
     n = sum(m.file_size for m,_ in files)
     if n > 2**20 + MAX_RATIO*os.path.getsize(z.filename):
-        raise BadArchive(f'{name} would unpack to {amount(n)}, far more than it can hold, and is refused: {again}.')
+        raise OctError(f'{name} would unpack to {amount(n)}, far more than it can hold, and is refused: {again}.')
     return [(m, path) for m,path in files if not JUNK & set(path)]
 
 def without_copies(files:list)->list:
@@ -309,11 +282,9 @@ def without_copies(files:list)->list:
     for m,path in sorted(files, key=lambda o: len(o[1])):
         place = place_in_layout(Path(*path), CLASSES)
         once.setdefault((place[1:], path[-1], m.file_size, m.CRC) if place else path, (m, path))
-    left_out = len(files) - len(once)
-    if left_out: say(f'Left out, as they are in the archive a second time: {plural(left_out, "file")}.')
+    if len(once) < len(files): say(f'Left out, as the archive has them twice: {plural(len(files)-len(once), "file")}.')
     return list(once.values())
 
-DAMAGE = zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError
 RECEIPT = '.receipt.json'
 
 @contextlib.contextmanager
@@ -339,8 +310,7 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
         for m,path in progress(files, desc='Unpacking', unit=' files'):
             with open(tmp.joinpath(*path), 'xb') as f: f.write(z.read(m)) # which verifies its CRC-32
         try: version = which_version(find_scans(tmp))
-        except OctError:
-            raise OctError(f'{zip} holds no scans: their folders must be called {", ".join(CLASSES)}.') from None
+        except OctError: raise OctError(f'{zip} holds no scans: their folders must be {", ".join(CLASSES)}.') from None
         about = dict(archive=zip.name, bytes=zip.stat().st_size, files=len(files), version=version, temporary=temporary)
         (tmp/RECEIPT).write_text(json.dumps(about))
         if hasattr(os, 'sync'): os.sync()
@@ -349,28 +319,19 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return len(files)
 
-def unpack(
-    zip, # archive
-    dest, # folder that appears, complete or not at all
-    temporary:bool=False, # is the archive to be removed afterwards? goes into the receipt
-)->Path: # `dest`
-    "Unpack and verify scans; raises `BadArchive` for what is damaged or hostile, `OctError` where the disk refuses"
+def unpack(zip, dest, temporary:bool=False)->Path:
+    "Unpack and verify scans as a new folder, or raise `OctError`; the receipt says whether the archive is `temporary`"
     zip,dest,begun = Path(zip),Path(dest),time.time()
     if dest.exists(): raise OctError(f'{dest} is already there: remove it, or choose another folder.')
     if not zip.exists(): raise OctError(f'There is no file {zip}: check the path.')
-    if zip.is_dir():
-        raise OctError(f'{zip} is a folder, not an archive: scans that are unpacked already need no --zip.')
+    if zip.is_dir(): raise OctError(f'{zip} is a folder, not an archive: unpacked scans need no --zip.')
     try:
         with locked(dest), zipfile.ZipFile(zip) as z: n = extract(z, zip, dest, temporary)
-    except DAMAGE:
-        with open(zip, 'rb') as f: is_zip = f.read(2) == b'PK'
-        if is_zip: raise BadArchive(f'{zip} is damaged or cut short: delete it and get it again.') from None
-        hint = 'give the file as Kaggle or Mendeley Data hands it out, or unpack it yourself'
-        raise BadArchive(f'{zip} is not a zip archive: {hint}.') from None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError):
+        raise OctError(f'{zip} is damaged or cut short, or is no zip archive: get it from its source.') from None
     say(f'Unpacked {n:,} files in {time.time()-begun:.0f} s, each with the right CRC-32.')
     return dest
 
-# %% ../../nbs/api/data/download.ipynb #41e6fe8a
 def read_receipt(dest:Path)->dict:
     "What `unpack` wrote down about the scans in `dest`; {} where it unpacked none"
     try: return json.loads((dest/'scans'/RECEIPT).read_text())
@@ -384,8 +345,7 @@ def version_here(dest:Path)->str:
         except OctError: return ''
     n = sum(len(files) for *_,files in os.walk(dest/'scans')) - 1
     if n < receipt['files']:
-        lack = f'has only {n:,} of the {receipt["files"]:,} files that were unpacked'
-        raise OctError(f'{dest/"scans"} {lack}: delete it and run the same command again.')
+        raise OctError(f'{dest/"scans"} has only {n:,} of the {receipt["files"]:,} files: delete it and try again.')
     return receipt['version']
 
 def download(

@@ -13,14 +13,11 @@ __all__ = ['SPLITS', 'POLICIES', 'picture', 'components', 'draw_side', 'drop_row
 import hashlib, io
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-
+import numpy as np, pandas as pd
 from ..core import *
 from .duplicates import linked
 
-# %% ../../nbs/api/data/split.ipynb #b7d7584d
+# %% ../../nbs/api/data/split.ipynb #58050775
 def picture(df:pd.DataFrame)->pd.Series:
     "What rows that show one picture share: the path of the first, or the hash where none looked for duplicates; or ''"
     return df.duplicate_of.where(df.duplicate_of != '', df.path) if 'duplicate_of' in df else df.sha256.fillna('')
@@ -37,14 +34,12 @@ def components(df:pd.DataFrame, by:tuple=('patient', 'sha256', 'duplicate_of'))-
         width = values[-1].max(initial=width-1) + 1
     return linked(width, np.concatenate(rows), np.concatenate(values))[:len(df)]
 
-# %% ../../nbs/api/data/split.ipynb #feaa4fc7
 SPLITS = ('train', 'valid', 'test', 'dropped')
 POLICIES = ('official', 'clean', 'patient')
 
 def draw_side(df:pd.DataFrame, side:str, share:float, seed:int):
     "Move to `side` whole groups that make up about `share` of each class in training, never all groups of a class"
-    pool = df[df.split == 'train']
-    pool = pool.assign(key=pool.patient.astype('string').fillna(pool.path))
+    pool = df[df.split == 'train'].assign(key=lambda o: o.patient.astype('string').fillna(o.path))
     groups = pool.groupby('group').agg(key=('key', 'min'), label=('label', lambda o: o.mode()[0]), n=('path', 'size'))
     groups['order'] = [hashlib.sha256(f'{seed}:{k}'.encode()).hexdigest() for k in groups.key]
     drawn = []
@@ -59,11 +54,10 @@ def draw_side(df:pd.DataFrame, side:str, share:float, seed:int):
         drawn += (fit or [c.n.idxmin()])[:len(c)-1] # one group at least stays behind
     df.loc[pool.index[pool.group.isin(drawn)], 'split'] = side
 
-# %% ../../nbs/api/data/split.ipynb #58050775
 def drop_rows(df:pd.DataFrame, mask, reason):
     "Move the rows of `mask` to `dropped`; `reason` is a text or a Series"
     df.loc[mask, 'split'] = 'dropped'
-    df.loc[mask, 'reason'] = reason if isinstance(reason, str) else reason[mask]
+    df.loc[mask, 'reason'] = reason
 
 def drop_twins(df:pd.DataFrame):
     "Outside test: drop a picture that lies under two labels, and all duplicates of a picture but the first"
@@ -80,9 +74,8 @@ def drop_shared(df:pd.DataFrame):
     "Drop from training whatever belongs together with a test scan"
     test = df[df.split == 'test']
     shared = ~df.split.isin(['dropped', 'test']) & df.group.isin(test.group)
-    why = pd.Series('Belongs together with a test scan.', df.index)
     named = 'Patient ' + df.patient.astype('string').fillna('') + ' is in the test set.'
-    why = why.mask(df.patient.isin(test.patient.dropna()), named)
+    why = named.where(df.patient.isin(test.patient.dropna()), 'Belongs together with a test scan.')
     drop_rows(df, shared, why.mask(picture(df).isin(picture(test)), 'A test scan shows the same picture.'))
 
 def need_classes(df:pd.DataFrame, side:str, hint:str):
@@ -100,8 +93,7 @@ def split_table(
     "Put every scan on one side; raises `OctError` where a class would be missing or there is no test folder to keep"
     if policy not in POLICIES: raise OctError(f'There is no policy {policy!r}: choose one of {", ".join(POLICIES)}.')
     if table.label.nunique() < 2:
-        hint = 'add a folder of another class, or name yours with --classes.'
-        raise OctError(f'Only {table.label.iloc[0]} scans were found: {hint}')
+        raise OctError(f'Only {table.label.iloc[0]} scans were found: add a folder of another class, or use --classes.')
     df = table.reset_index(drop=True).assign(split='train', reason='', group=components(table))
     if policy != 'patient':
         if not (df.folder == 'test').any():
@@ -126,10 +118,8 @@ def split_table(
 def unknown_patients(table:pd.DataFrame)->str:
     "One sentence on what the guard can't see, because names give no patient; '' where every patient is known"
     n = int(table.patient.isna().sum())
-    if not n: return ''
     why = f'The patients of {plural(n, "scan")} are unknown, as their names do not follow LABEL-patient-number: '
-    if n < len(table): return why + "whether they leak can't be seen, so rename these files."
-    return why + "leaks between patients can't be seen at all, so rename the files before you trust a test."
+    return why + "whether they leak can't be seen, so rename these files before you trust a test." if n else ''
 
 @dataclass(frozen=True)
 class Leak:
@@ -140,8 +130,7 @@ class Leak:
 
     def __str__(self):
         names = '; '.join(f'{side}: {path}' for side,path in self.examples)
-        where = f'is on two sides of the split ({self.count:,} in all), e.g. {names}'
-        return f'The same {self.kind} {where}: split again with --policy clean.'
+        return f'The same {self.kind} is on two sides ({self.count:,} in all), e.g. {names}: choose --policy clean.'
 
 class LeakError(CheckFailed):
     "A split leaks"
@@ -167,8 +156,8 @@ class SplitCheck:
         if self.patients: what = f'no patient ({self.patients:,} in all) and {what}'
         if not self.unknown: return f'Verified: {what} is on two sides ({sides} scans).'
         hidden = ', '.join(f'{n:,} of {self.scans[side]:,} {side} scans' for side,n in self.unknown.items())
-        return (f"Not verified: the patients of {hidden} are unknown, so whether they are on two sides can't be seen: "
-                f'name the files LABEL-patient-number. Of what is known, {what} is on two sides.')
+        hidden += ' are unknown: name the files LABEL-patient-number'
+        return f'Not verified: the patients of {hidden}. Of what is known, {what} is on two sides.'
 
 def first_leak(used:pd.DataFrame)->Leak|None:
     "The first leak in a table with `split`: of patients, files, pictures, or groups of these"
@@ -205,8 +194,7 @@ def read_split(path)->pd.DataFrame:
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
         t = pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=delimiter(text))
-    except Exception:
-        raise OctError(f'{path} is not a CSV file in UTF-8: give one with the columns path and split.') from None
+    except Exception: raise OctError(f'{path} is no CSV file in UTF-8 with the columns path and split.') from None
     t = t.rename(columns=lambda c: c.strip().lower()).apply(lambda c: c.str.strip())
     lacks = [c for c in ('path', 'split') if c not in t]
     if lacks: raise OctError(f'{path} lacks the column {lacks[0]}: give a CSV file with the columns path and split.')
@@ -225,26 +213,19 @@ def match_split(df:pd.DataFrame, t:pd.DataFrame)->pd.DataFrame:
     got = df[['path']].merge(t, on='path', how='left').set_index(df.index)
     rest = got.split.isna() & (df.error == '')
     if 'sha256' not in t or not rest.any(): return got
-
     def key(o): return o.sha256.fillna('').str.lower() + ' ' + o.path.str.rsplit('/', n=1).str[-1]
-
     lines = t[~t.path.isin(df.path) & (t.sha256 != '')].assign(key=key).drop_duplicates('key', keep=False)
     found = key(df).to_frame('key').merge(lines.drop(columns='path'), on='key', how='left').set_index(df.index)
     got[rest] = found.reindex(columns=got.columns)[rest]
     return got
 
-def load_split(
-    table:pd.DataFrame, # scan table
-    path, # CSV with the columns path and split, perhaps reason and sha256
-    valid:float=.15, # share of each class of training to validate on, where the list names none
-    seed:int=42, # fixes that draw
-)->pd.DataFrame: # as from `split_table`
-    "Put every scan on the side that a file gives it; raises `LeakError` where that leaks, `OctError` where none fits"
+def load_split(table:pd.DataFrame, path, valid:float=.15, seed:int=42)->pd.DataFrame:
+    """Sides as a CSV `path` gives them (columns path, split, perhaps reason and sha256); without validation scans the
+    share `valid` of each class of training is drawn; raises `LeakError` for a leak, `OctError` where no line fits"""
     name,t = Path(path).name,read_split(path)
     df = table.reset_index(drop=True).assign(group=components(table))
     got = match_split(df, t)
-    if got.split.isna().all():
-        raise OctError(f'{name} names none of the files in this folder: check that both belong together.')
+    if got.split.isna().all(): raise OctError(f'{name} names none of the files in this folder: give its own.')
     df['split'] = got.split.fillna('dropped')
     df['reason'] = np.where(df.split == 'dropped', got.get('reason', pd.Series('', df.index)).fillna(''), '')
     drop_rows(df, (df.reason == '') & (df.split == 'dropped'), f'Dropped by {name}.')
