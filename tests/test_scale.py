@@ -24,7 +24,7 @@ def score(block): return pd.DataFrame(dict(path=block, p=[int(n.split('-')[1])/2
 def folder(request, tmp_path):
     if request.param == 'disk': return str(tmp_path/'parts')
     url = f'memory://{tmp_path.name}/parts'
-    request.addfinalizer(lambda: Parts(url, SCANS, replace=True).clear())
+    request.addfinalizer(lambda: Parts(url, SCANS, replace=True).folder.clear())
     return url
 
 
