@@ -91,7 +91,7 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
         both = set(s[s.split == 'test'].patient) & set(s[s.split == 'train'].patient)
         assert m['shared'][p]['patients'] == len(both) == (4 if p == 'official' else 0)
         assert m['policies'][p]['scans']['train'] == (s.split == 'train').sum()
-        assert m['policies'][p]['recipe'] is None
+        assert m['policies'][p]['recipe'] == 'resnet50'
     a, b = [load_table(tmp_path/'o'/p/'predictions.parquet').query("split == 'test'").set_index('path') for p in ('official', 'clean')]
     gain = ((b.predicted == b.label).astype(float)-(a.predicted == a.label).loc[b.index]).groupby(b.patient).agg(['sum', 'count']).to_numpy()
     w = [gain[i].sum(0) for i in np.random.default_rng(9).integers(len(gain), size=(4000, len(gain)))]

@@ -88,7 +88,9 @@ def wilson_limits(v:float, sd:float, t:float)->tuple:
     half = t*np.sqrt(v*(1-v)/n+t*t/(4*n*n))
     return (v+t*t/(2*n)-half)/(1+t*t/n), (v+t*t/(2*n)+half)/(1+t*t/n)
 
-def log_odds(p): return np.log(p/(1-p))
+def log_odds(p):
+    "The logit of a share"
+    return np.log(p/(1-p))
 
 def logit_limits(v:float, draws:np.ndarray, sd:float, t:float)->tuple:
     "Limits of an area on the logit scale"

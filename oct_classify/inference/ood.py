@@ -29,7 +29,9 @@ SLICES = {k: slice(int(e-n), int(e)) for (k,n),e in zip(GROUPS.items(), np.cumsu
 HEIGHT,WIDTH = 96,48 # of the small copy that is read
 POWERS = np.vander(2*(np.arange(WIDTH)+.5)/WIDTH-1, 3).T.astype(np.float32) # x*x, x and 1 across it
 
-def log_of(a): return np.log(np.asarray(a)+.01)
+def log_of(a):
+    "Logarithm that 0 does not break"
+    return np.log(np.asarray(a)+.01)
 
 def row_steps(a, by=1):
     "Absolute differences of rows `by` apart"
@@ -105,7 +107,9 @@ def traits_distance(fitted, t)->np.ndarray:
     return np.sqrt(np.einsum('ni,ij,nj->n', z, fitted['precision'], z)/z.shape[1])
 
 # %% ../../nbs/api/inference/ood.ipynb #8ffd460a
-def unit_length(f): return f/(np.linalg.norm(f, axis=1, keepdims=True)+1e-12)
+def unit_length(f):
+    "Rows (N, D) of length 1"
+    return f/(np.linalg.norm(f, axis=1, keepdims=True)+1e-12)
 
 def fit_features(f)->dict:
     "Mean and first principal directions of features (N, F) of length one"

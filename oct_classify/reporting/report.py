@@ -120,7 +120,6 @@ def plot_samples(df:pd.DataFrame, data)->Figure:
     "Four training scans of each class of a split table, a row per class; `data`: folder that its paths are relative to"
     of_class = df[df.split == 'train'].groupby('label')
     pick = pd.concat([t.sample(min(4, len(t)), random_state=0) for _,t in of_class])
-    pick = pick.sort_values('label', key=lambda o: o.map(CLASSES.index), kind='stable')
     return contact_sheet([Path(data)/p for p in pick.path], pick.label, [colour(c) for c in pick.label], 4)
 
 def plot_counts(df:pd.DataFrame)->Figure:
