@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from scipy.stats import binomtest
 
-from oct_classify.data.audit import _held_out, balanced_accuracy, examine, shortcuts
+from oct_classify.data.audit import held_out, balanced_accuracy, examine, shortcuts
 from oct_classify.core import *
 from oct_classify.phantoms.phantom import Phantom
 from oct_classify.data.prepare import *
@@ -104,7 +104,7 @@ def position(table, data, size, view, seed=0):
         return (np.array((where.retina or placed(data/path, size, 'crop')[1].retina).curve)-where.curve)/where.tall
     y, g = table.label.to_numpy(), components(table)
     x = np.round(np.stack([curve(p) for p in table.path]), 6)
-    return balanced_accuracy(y, _held_out(x, y, g, seed), g)
+    return balanced_accuracy(y, held_out(x, y, g, seed), g)
 
 
 def tells(data, out, size):

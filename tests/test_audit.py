@@ -115,7 +115,7 @@ def test_strict_and_report(audited):
     code, out, found, *_ = audited
     html = (out/'audit.html').read_text(encoding='utf-8')
     assert code == 1 and len(found['bias']) == 2 and html.count('class="warn"') == 2 and len(found['doubts']) == 1
-    assert '<script' not in html and 'src="http' not in html and html.count('data:image/png') >= 9
+    assert '<script' not in html and 'src="http' not in html and html.count('data:image/png') >= 8
 
 
 def test_clean_split_knows_nothing_of_the_test(planted, audited):

@@ -14,11 +14,9 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
-
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-
 from ..core import *
 
 # %% ../../nbs/api/data/prepare.ipynb #98fe3f4f
@@ -93,7 +91,6 @@ def edge_score(small):
     score = (np.clip(drop, 0, None)+.5*np.clip(near, 0, None))*(.3+.7*above)
     return drop, score/(.6*score.max(0)+.4*score.max()+1e-6)
 
-# %% ../../nbs/api/data/prepare.ipynb #827c1ccb
 def best_path(score:np.ndarray)->np.ndarray:
     "The path (a row per column) that gathers most `score`, less .1 for each row by which it rises or falls (Viterbi)"
     cost = -.1*np.abs(np.arange(-_step, _step+1, dtype=np.float32))
@@ -119,7 +116,6 @@ def fit_parabola(y):
         weight = 1/np.maximum(1, off/(1.5*np.median(off)+.004))
     return curve, off
 
-# %% ../../nbs/api/data/prepare.ipynb #938d7b42
 @dataclass(frozen=True)
 class Retina:
     "Where the lower edge of the pigment epithelium (RPE) runs, and what speaks for it"
@@ -159,8 +155,7 @@ def find_retina(grey:np.ndarray)->Retina|None:
 # %% ../../nbs/api/data/prepare.ipynb #20d68571
 VIEWS = ('whole', 'crop', 'flat')
 PREPARED = 3 # to be raised when the same scan gives other pixels: what was packed before is then packed anew
-_over = dict(crop=.45, flat=.4) # share of the height that is seen over the RPE
-_under = dict(crop=.2, flat=.14) # … and under it
+_over,_under = dict(crop=.45, flat=.4),dict(crop=.2, flat=.14) # shares of the height seen over and under the RPE
 
 def _window(retina:Retina|None, view:str)->tuple:
     "View in fact, upper edge (a parabola) and height of what is seen, in shares of the frame; all of it where in doubt"
@@ -172,12 +167,10 @@ def _window(retina:Retina|None, view:str)->tuple:
     top = (y.min()-over+y.max()+_under[view]-tall)/2
     return view, (0., 0., float(min(max(0, top), 1-tall))), float(tall)
 
-# %% ../../nbs/api/data/prepare.ipynb #4fbbb6cf
 def _level(grey, top, tall, h, w):
     "The rows from `top` on, at (h, w)"
     n,cols = grey.shape
-    box = (0, top*n, cols, min(n, (top+tall)*n))
-    return np.asarray(Image.fromarray(grey).resize((w, h), Image.BILINEAR, box))
+    return np.asarray(Image.fromarray(grey).resize((w, h), Image.BILINEAR, (0, top*n, cols, min(n, (top+tall)*n))))
 
 def _bent(grey, curve, tall, h, w):
     "Each column from its own row on, at (h, w); it goes on at the top: above vitreous and below choroid it is as dark"
@@ -208,12 +201,9 @@ class Placement:
         at = rows*h-.5,np.broadcast_to(x*w-.5, (H, W))
         return np.where(seen, ndimage.map_coordinates(np.asarray(heat, np.float32), at, order=1, mode='nearest'), 0)
 
-def placed(
-    image, # path, bytes, PIL image or uint8 array
-    size=224, # side, or (height, width), in pixels
-    view:str='crop', # one of `VIEWS`
-)->tuple: # (height, width) uint8, and its `Placement`
-    "One scan as the pixels that a network sees, and where they lie on it; raises `OctError` where it can't be read"
+def placed(image, size=224, view:str='crop')->tuple:
+    """The pixels (height, width) uint8 that a network sees of a scan (path, bytes, PIL image or uint8 array), and their
+    `Placement`; `size` as in `as_size`, `view` one of `VIEWS`; raises `OctError` where the scan can't be read"""
     if view not in VIEWS: raise OctError(f'There is no view {view!r}: choose one of {", ".join(VIEWS)}.')
     h,w = as_size(size)
     decoded,shape = read_scaled(image, (ceil(h/(_over[view]+_under[view])) if view in _over else h, w))
@@ -236,22 +226,17 @@ def say_whole(fell, n):
     verb = 'is' if fell == 1 else 'are'
     if fell: say(f'{fell:,} of {plural(n, "scan")} {verb} seen whole, as the retina was not found for sure in them.')
 
-def prepare_many(
-    images, # sequence of what `prepare` takes
-    size=224, # side, or (height, width), in pixels
-    view:str='crop', # one of `VIEWS`
-)->tuple: # pixels (N, height, width) uint8, and N sentences ('' where all went well)
-    "Prepare a batch; what can't be read is left black and says why"
+def prepare_many(images, size=224, view:str='crop')->tuple:
+    "Pixels (N, height, width) uint8 of `prepare`, black for what can't be read, and N sentences that say why, else ''"
     images = list(images)
-    out,whys = np.zeros((len(images), *as_size(size)), np.uint8),['']*len(images)
-    def fell(i):
-        "Prepare one; is it seen whole although another view was asked for?"
+    n = len(images)
+    out,whys = np.zeros((n, *as_size(size)), np.uint8),['']*n
+    def seen_whole(i): # although another view was asked for
         try: out[i],where = placed(images[i], size, view)
         except OctError as e:
             whys[i] = str(e)
             return False
         return where.view != view
-    n = len(images)
     with ThreadPoolExecutor(os.cpu_count()) as ex:
-        say_whole(sum(progress(ex.map(fell, range(n)), n, 'Preparing scans')), n)
+        say_whole(sum(progress(ex.map(seen_whole, range(n)), n, 'Preparing scans')), n)
     return out, whys
