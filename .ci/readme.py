@@ -21,7 +21,8 @@ def text(cell): return ''.join(cell['source']).strip()
 
 def output(cell):
     "The text that a code cell left"
-    out = [''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in cell['outputs'] if o.get('name') != 'stderr']
+    seen = [o for o in cell['outputs'] if o.get('name') != 'stderr']
+    out = [''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in seen]
     return '\n'.join(o.rstrip() for o in out if o.strip())
 
 

@@ -1,8 +1,11 @@
-"""Cross-validate the training recipe over patients, inside train and val; no scan of the test folder is learned from or predicted.
+"""Cross-validate the training recipe over patients, inside train and val; no scan of the test folder is learned from
+or predicted.
 
-    python bench/cross_validate.py DATA [--folds 5] [--only 2] [--arch …] [--size 224] [--view crop] [--epochs 4] [--lr 1e-3] [--moving-bn] [--seed 0]
+    python bench/cross_validate.py DATA [--folds 5] [--only 2] [--arch …] [--size 224] [--view crop] [--epochs 4]
+        [--lr 1e-3] [--moving-bn] [--seed 0]
 
-Prints one line per fold and, last, the accuracy over all held-out scans of the head alone and of the fine-tuned network,
+Prints one line per fold and, last, the accuracy over all held-out scans of the head alone and of the fine-tuned
+network,
 with the 95 % interval from resampling patients.
 """
 import argparse
@@ -40,18 +43,39 @@ def main():
     cv = StratifiedGroupKFold(a.folds, shuffle=True, random_state=a.seed)
     preds, heads = [], []
     for k, (_, held) in enumerate(cv.split(t, t.label, components(t))):
-        if a.only and k >= a.only: break
+        if a.only and k >= a.only:
+            break
         begun = time.time()
         df = t.assign(split=np.where(np.isin(np.arange(len(t)), held), 'valid', 'train'))
-        o = train(df, a.data, a.arch, a.size, a.view, epochs=a.epochs, lr=a.lr, seed=a.seed+k, fixed_bn=False if a.moving_bn else None)
+        o = train(
+            df,
+            a.data,
+            a.arch,
+            a.size,
+            a.view,
+            epochs=a.epochs,
+            lr=a.lr,
+            seed=a.seed + k,
+            fixed_bn=False if a.moving_bn else None,
+        )
         h = df.iloc[held]
-        m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))
-        preds.append(m.predict([a.data/q for q in h.path], h.path).assign(label=h.label.values, patient=h.patient.values))
-        heads += [o.history.valid_accuracy[0]]*len(held)
+        m = OctModel(o.net, dict(o.info, temperature=1.0, mirror=True, thresholds={}))
+        preds.append(
+            m.predict([a.data / q for q in h.path], h.path).assign(label=h.label.values, patient=h.patient.values)
+        )
+        heads += [o.history.valid_accuracy[0]] * len(held)
         right = np.mean(preds[-1].predicted == preds[-1].label)
-        print(f'fold {k+1}: {len(held)} scans, head alone {heads[-1]:.1%}, fine-tuned {right:.1%} ({time.time()-begun:.0f} s)', flush=True)
+        print(
+            f'fold {k + 1}: {len(held)} scans, head alone {heads[-1]:.1%}, fine-tuned {right:.1%} '
+            f'({time.time() - begun:.0f} s)',
+            flush=True,
+        )
     f = figures(pd.concat(preds, ignore_index=True))
-    print(f"head alone {np.mean(heads):.1%}, fine-tuned {as_text(f['accuracy'], 'accuracy')}, weighted error {as_text(f['weighted_error'], 'weighted_error')}, urgent AUC {as_text(f['urgent_auc'], 'urgent_auc')}, {f['accuracy']['n']} scans")
+    print(
+        f"head alone {np.mean(heads):.1%}, fine-tuned {as_text(f['accuracy'], 'accuracy')}, weighted error "
+        f"{as_text(f['weighted_error'], 'weighted_error')}, urgent AUC {as_text(f['urgent_auc'], 'urgent_auc')}, "
+        f"{f['accuracy']['n']} scans"
+    )
 
 
 if __name__ == '__main__': main()

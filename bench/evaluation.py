@@ -2,8 +2,10 @@
 
     python bench/evaluation.py [--repeat 5]
 
-Imaginary predictions, 2.5 scans per patient. `figures` is every figure with its interval; `with calibration` adds ECE, Brier score and
-likelihood; `evaluate` is the command, from CSV to report, with thresholds fixed on 2,000 validation predictions. Medians, in seconds.
+Imaginary predictions, 2.5 scans per patient. `figures` is every figure with its interval; `with calibration` adds
+ECE, Brier score and
+likelihood; `evaluate` is the command, from CSV to report, with thresholds fixed on 2,000 validation predictions.
+Medians, in seconds.
 """
 import argparse
 import tempfile
@@ -40,13 +42,25 @@ def main():
     a = p.parse_args()
     quiet()
     small, large = predictions(1000), predictions(100_000)
-    print('1,000 scans, 10,000 resamples, figures:         ', seconds(lambda: figures(small, 10_000), a.repeat), flush=True)
-    print('1,000 scans, 10,000 resamples, with calibration:', seconds(lambda: (figures(small, 10_000), calibration(small, 10_000)), a.repeat), flush=True)
+    print(
+        '1,000 scans, 10,000 resamples, figures:         ',
+        seconds(lambda: figures(small, 10_000), a.repeat),
+        flush=True,
+    )
+    print(
+        '1,000 scans, 10,000 resamples, with calibration:',
+        seconds(lambda: (figures(small, 10_000), calibration(small, 10_000)), a.repeat),
+        flush=True,
+    )
     print('100,000 scans, 2,000 resamples, figures:        ', seconds(lambda: figures(large), a.repeat), flush=True)
     with tempfile.TemporaryDirectory() as d:
         both = pd.concat([large.assign(split='test'), predictions(2000, 1).assign(split='valid')])
-        both.drop(columns='predicted').to_csv(Path(d)/'p.csv', index=False)
-        print('100,000 scans, oct-classify evaluate:           ', seconds(lambda: evaluate(predictions=Path(d)/'p.csv', out=Path(d)/'o'), a.repeat), flush=True)
+        both.drop(columns='predicted').to_csv(Path(d) / 'p.csv', index=False)
+        print(
+            '100,000 scans, oct-classify evaluate:           ',
+            seconds(lambda: evaluate(predictions=Path(d) / 'p.csv', out=Path(d) / 'o'), a.repeat),
+            flush=True,
+        )
 
 
 if __name__ == '__main__': main()

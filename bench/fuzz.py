@@ -1,12 +1,19 @@
 """Ten thousand damaged files: is each answered with pixels, a model, or one sentence?
 
-    python bench/fuzz.py [--n 10000] [--seed 0] [--workers 2] [--seconds 10] [--memory 2048] [--only KIND] [--bundle DIR] [--scans-only] [--keep DIR]
+    python bench/fuzz.py [--n 10000] [--seed 0] [--workers 2] [--seconds 10] [--memory 2048] [--only KIND] [--bundle
+        DIR] [--scans-only] [--keep DIR]
 
-Takes one sound file of each kind (JPEG grey, colour and progressive, PNG of 8 and 16 bits, TIFF, BMP, GIF, WebP, DICOM uncompressed, RLE, JPEG and JPEG 2000, single and
-multi-frame, zip, CSV, Zeiss .img, Heidelberg .vol and .e2e, Topcon .fda and .fds, config.json, model.safetensors and model.onnx with its data of a tiny bundle), damages it (bits flipped, cut
-short, heads swapped, spans randomised, chunks doubled, sizes made absurd), and reads it: scans by `scans_of`, `image()` and `placed`, bundles by `OctModel.load` and one prediction in each engine
-there is, once as it is and once with the sums in config.json made to fit. Worker processes read; a watchdog ends one that takes longer than `--seconds` for a file, and a worker's peak of resident memory is measured. Prints counts by kind:
-answered, refused in one sentence, failed (another exception), crashed, hung, over the memory limit; the highest peak and the slowest file. `--keep` stores what went wrong.
+Takes one sound file of each kind (JPEG grey, colour and progressive, PNG of 8 and 16 bits, TIFF, BMP, GIF, WebP,
+DICOM uncompressed, RLE, JPEG and JPEG 2000, single and
+multi-frame, zip, CSV, Zeiss .img, Heidelberg .vol and .e2e, Topcon .fda and .fds, config.json, model.safetensors and
+model.onnx with its data of a tiny bundle), damages it (bits flipped, cut
+short, heads swapped, spans randomised, chunks doubled, sizes made absurd), and reads it: scans by `scans_of`,
+`image()` and `placed`, bundles by `OctModel.load` and one prediction in each engine
+there is, once as it is and once with the sums in config.json made to fit. Worker processes read; a watchdog ends one
+that takes longer than `--seconds` for a file, and a worker's peak of resident memory is measured. Prints counts by
+kind:
+answered, refused in one sentence, failed (another exception), crashed, hung, over the memory limit; the highest peak
+and the slowest file. `--keep` stores what went wrong.
 """
 import argparse
 import inspect
@@ -46,18 +53,26 @@ def dicom(frames, coding):
         from pydicom.dataset import FileDataset, FileMetaDataset
         from pydicom.encaps import encapsulate
         from pydicom import uid, dcmwrite
-    except ImportError: return None
+    except ImportError:
+        return None
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = dict(jpeg=uid.JPEGBaseline8Bit, j2k=uid.JPEG2000Lossless).get(coding, uid.ExplicitVRLittleEndian)
+    meta.TransferSyntaxUID = dict(jpeg=uid.JPEGBaseline8Bit, j2k=uid.JPEG2000Lossless).get(
+        coding, uid.ExplicitVRLittleEndian
+    )
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = '1.2.840.10008.5.1.4.1.1.77.1.5.4', '1.2.3'
     ds = FileDataset('x', {}, file_meta=meta, preamble=bytes(128))
     ds.SOPClassUID, ds.SOPInstanceUID, ds.PatientName = meta.MediaStorageSOPClassUID, '1.2.3', 'Phantom'
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *frames.shape[1:], 1, 'MONOCHROME2'
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
     ds.NumberOfFrames = len(frames)
-    ds.PixelData = encapsulate([encoded(f, 'jpeg') if coding == 'jpeg' else encoded(f, 'jpeg2000', no_jp2=True) for f in frames]) if coding in ('jpeg', 'j2k') else frames.tobytes()
+    ds.PixelData = (
+        encapsulate([encoded(f, 'jpeg') if coding == 'jpeg' else encoded(f, 'jpeg2000', no_jp2=True) for f in frames])
+        if coding in ('jpeg', 'j2k')
+        else frames.tobytes()
+    )
     ds['PixelData'].VR, ds['PixelData'].is_undefined_length = 'OB', coding in ('jpeg', 'j2k')
-    if coding == 'rle': ds.compress(uid.RLELossless)
+    if coding == 'rle':
+        ds.compress(uid.RLELossless)
     b = io.BytesIO()
     dcmwrite(b, ds, enforce_file_format=True)
     return b.getvalue()
@@ -73,19 +88,47 @@ def vol(frames):
 
 def e2e(frames):
     n, h, w = frames.shape
-    size, start = 20+2*h*w, 88+52+44*n
-    head = lambda magic, *last: struct.pack('<12sI20s', magic, 100, bytes(20))+(struct.pack('<4I', *last) if last else b'')
-    who = lambda i: struct.pack('<4i2HII', 1, 1, 1, 2*i, 1, 0, 1 << 30, 0)
-    out = head(b'CMDb')+head(b'MDbMDir', n, 88, 88, 0)+head(b'MDbDir', n, 0, 0, 0)+b''.join(struct.pack('<4I', 0, start+i*(60+size), size, 0)+who(i) for i in range(n))
-    return out+b''.join(struct.pack('<12s5I', b'MDbData', 0, 0, 0, size, 0)+who(i)+struct.pack('<5I', 2*h*w, 35652097, h*w, h, w)+(f.astype('<u2')*200).tobytes() for i, f in enumerate(frames))
+    size, start = 20 + 2 * h * w, 88 + 52 + 44 * n
+    head = lambda magic, *last: (
+        struct.pack('<12sI20s', magic, 100, bytes(20)) + (struct.pack('<4I', *last) if last else b'')
+    )
+    who = lambda i: struct.pack('<4i2HII', 1, 1, 1, 2 * i, 1, 0, 1 << 30, 0)
+    out = (
+        head(b'CMDb')
+        + head(b'MDbMDir', n, 88, 88, 0)
+        + head(b'MDbDir', n, 0, 0, 0)
+        + b''.join(struct.pack('<4I', 0, start + i * (60 + size), size, 0) + who(i) for i in range(n))
+    )
+    return out + b''.join(
+        struct.pack('<12s5I', b'MDbData', 0, 0, 0, size, 0)
+        + who(i)
+        + struct.pack('<5I', 2 * h * w, 35652097, h * w, h, w)
+        + (f.astype('<u2') * 200).tobytes()
+        for i, f in enumerate(frames)
+    )
 
 
 def topcon(frames, jpeg):
     n, h, w = frames.shape
     data = [encoded(f, 'jpeg2000') for f in frames]
-    body = struct.pack('<B6I', 2, 0, 0, w, h, n, 0)+b''.join(struct.pack('<I', len(d))+d for d in data) if jpeg else struct.pack('<B4IBI', 2, w, h, 16, n, 0, 0)+(frames.astype('<u2')*200).tobytes()
+    body = (
+        struct.pack('<B6I', 2, 0, 0, w, h, n, 0) + b''.join(struct.pack('<I', len(d)) + d for d in data)
+        if jpeg
+        else struct.pack('<B4IBI', 2, w, h, 16, n, 0, 0) + (frames.astype('<u2') * 200).tobytes()
+    )
     key = b'@IMG_JPEG' if jpeg else b'@IMG_SCAN_03'
-    return b'FOCTFDA'+bytes(8)+b'\x05@JUNK'+struct.pack('<I', 3)+b'abc'+bytes([len(key)])+key+struct.pack('<I', len(body))+body+b'\0'
+    return (
+        b'FOCTFDA'
+        + bytes(8)
+        + b'\x05@JUNK'
+        + struct.pack('<I', 3)
+        + b'abc'
+        + bytes([len(key)])
+        + key
+        + struct.pack('<I', len(body))
+        + body
+        + b'\0'
+    )
 
 
 def packed(files):
@@ -99,19 +142,40 @@ def sound_scans():
     "{kind: (file name, bytes)}"
     frames = np.stack([Phantom(3, 'DME', patient=7, number=i, shape=(96, 128), border=False).image for i in range(3)])
     px = frames[0]
-    rgb, deep = np.stack([px, px//2, 255-px], -1), px.astype(np.uint16)*257
-    out = {'jpeg grey': ('x.jpg', encoded(px, 'jpeg')), 'jpeg colour': ('x.jpg', encoded(rgb, 'jpeg')), 'jpeg progressive': ('x.jpg', encoded(px, 'jpeg', progressive=True)),
-        'png 8': ('x.png', encoded(px, 'png')), 'png 16': ('x.png', encoded(deep, 'png')), 'tiff': ('x.tif', encoded(px, 'tiff')), 'tiff lzw': ('x.tif', encoded(px, 'tiff', compression='tiff_lzw')),
-        'tiff deep': ('x.tif', encoded(deep, 'tiff', compression='tiff_deflate')), 'bmp': ('x.bmp', encoded(px, 'bmp')), 'gif': ('x.gif', encoded(px, 'gif')), 'webp': ('x.webp', encoded(rgb, 'webp')),
-        'zip': ('x.zip', packed({'CNV/a.jpg': encoded(px, 'jpeg'), 'b.png': encoded(px, 'png'), 'c.vol': vol(frames[:1])})), 'csv': ('x.csv', b'path,label\nsound.jpg,CNV\nsound.png,DME\n"a,b.png",DME\n'),
-        'img': ('x 128x3_cube_z.img', frames[:, ::-1].tobytes()), 'vol': ('x.vol', vol(frames)), 'e2e': ('x.e2e', e2e(frames)), 'fda': ('x.fda', topcon(frames, True)), 'fds': ('x.fds', topcon(frames, False))}
+    rgb, deep = np.stack([px, px // 2, 255 - px], -1), px.astype(np.uint16) * 257
+    out = {
+        'jpeg grey': ('x.jpg', encoded(px, 'jpeg')),
+        'jpeg colour': ('x.jpg', encoded(rgb, 'jpeg')),
+        'jpeg progressive': ('x.jpg', encoded(px, 'jpeg', progressive=True)),
+        'png 8': ('x.png', encoded(px, 'png')),
+        'png 16': ('x.png', encoded(deep, 'png')),
+        'tiff': ('x.tif', encoded(px, 'tiff')),
+        'tiff lzw': ('x.tif', encoded(px, 'tiff', compression='tiff_lzw')),
+        'tiff deep': ('x.tif', encoded(deep, 'tiff', compression='tiff_deflate')),
+        'bmp': ('x.bmp', encoded(px, 'bmp')),
+        'gif': ('x.gif', encoded(px, 'gif')),
+        'webp': ('x.webp', encoded(rgb, 'webp')),
+        'zip': (
+            'x.zip',
+            packed({'CNV/a.jpg': encoded(px, 'jpeg'), 'b.png': encoded(px, 'png'), 'c.vol': vol(frames[:1])}),
+        ),
+        'csv': ('x.csv', b'path,label\nsound.jpg,CNV\nsound.png,DME\n"a,b.png",DME\n'),
+        'img': ('x 128x3_cube_z.img', frames[:, ::-1].tobytes()),
+        'vol': ('x.vol', vol(frames)),
+        'e2e': ('x.e2e', e2e(frames)),
+        'fda': ('x.fda', topcon(frames, True)),
+        'fds': ('x.fds', topcon(frames, False)),
+    }
     for coding in ('plain', 'rle', 'jpeg', 'j2k'):
         for n in (1, 3):
-            if d := dicom(frames[:n], coding): out[f'dicom {coding} {n}'] = ('x.dcm', d)
-    if find_spec('pydicom') and find_spec('libjpeg'): # nothing here writes these, but pydicom brings one of each
+            if d := dicom(frames[:n], coding):
+                out[f'dicom {coding} {n}'] = ('x.dcm', d)
+    if find_spec('pydicom') and find_spec('libjpeg'):  # nothing here writes these, but pydicom brings one of each
         from pydicom.data import get_testdata_file
+
         for k, f in {'dicom jpeg-ls': 'MR_small_jpeg_ls_lossless.dcm', 'dicom jpeg 12 bit': 'JPGExtended.dcm'}.items():
-            if p := get_testdata_file(f, download=False): out[k] = ('x.dcm', Path(p).read_bytes())
+            if p := get_testdata_file(f, download=False):
+                out[k] = ('x.dcm', Path(p).read_bytes())
     return out
 
 
@@ -120,8 +184,14 @@ def tiny_bundle(at, onnx=True):
     import torch
     from oct_classify.training.network import network
     from oct_classify.inference.bundle import save_bundle
+
     torch.manual_seed(0)
-    return save_bundle(at, network('resnet10t', len(CLASSES), (64, 64)), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'), onnx=onnx and bool(find_spec('onnx') and find_spec('onnxscript')))
+    return save_bundle(
+        at,
+        network('resnet10t', len(CLASSES), (64, 64)),
+        dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'),
+        onnx=onnx and bool(find_spec('onnx') and find_spec('onnxscript')),
+    )
 
 
 def summed_anew(at):
@@ -133,35 +203,43 @@ def summed_anew(at):
 def damage(rng, data, other=b''):
     "One of nine ways to damage a file"
     b, n = bytearray(data), len(data)
-    spot = lambda: int(rng.integers(0, n)) if rng.random() < .5 else int(rng.integers(0, min(n, 400))) # the head as often as all of the rest
+    spot = lambda: (
+        int(rng.integers(0, n)) if rng.random() < 0.5 else int(rng.integers(0, min(n, 400)))
+    )  # the head as often as all of the rest
     way = int(rng.integers(0, 9))
     if way == 0:
-        for _ in range(int(2**rng.uniform(0, 7))): b[spot()] ^= 1 << int(rng.integers(0, 8))
-    elif way == 1: del b[int(rng.integers(0, n)):]
+        for _ in range(int(2 ** rng.uniform(0, 7))):
+            b[spot()] ^= 1 << int(rng.integers(0, 8))
+    elif way == 1:
+        del b[int(rng.integers(0, n)) :]
     elif way == 2:
         k = int(rng.integers(1, 512))
         b[:k] = other[:k]
     elif way == 3:
-        k, m = spot(), int(2**rng.uniform(0, 12))
-        b[k:k+m] = rng.bytes(min(m, n-k))
+        k, m = spot(), int(2 ** rng.uniform(0, 12))
+        b[k : k + m] = rng.bytes(min(m, n - k))
     elif way == 4:
-        k, m = spot(), int(2**rng.uniform(0, 12))
-        b[k:k] = b[k:k+m]*int(rng.integers(1, 20))
-    elif way == 5: # absurd sizes where numbers of two, four or eight bytes may stand
+        k, m = spot(), int(2 ** rng.uniform(0, 12))
+        b[k:k] = b[k : k + m] * int(rng.integers(1, 20))
+    elif way == 5:  # absurd sizes where numbers of two, four or eight bytes may stand
         for _ in range(int(rng.integers(1, 6))):
             k, w = spot(), int(rng.choice([2, 4, 8]))
-            v = int(rng.choice([0, 1, 0x7f, 0xff])) if rng.random() < .5 else None
-            b[k:k+w] = rng.bytes(w) if v is None else bytes([v])*w
+            v = int(rng.choice([0, 1, 0x7F, 0xFF])) if rng.random() < 0.5 else None
+            b[k : k + w] = rng.bytes(w) if v is None else bytes([v]) * w
     elif way == 6:
         k = spot()
-        del b[k:k+int(2**rng.uniform(0, 10))]
-    elif way == 7: b += rng.bytes(int(2**rng.uniform(0, 14)))
-    else: # words of a text made absurd, as in JSON
+        del b[k : k + int(2 ** rng.uniform(0, 10))]
+    elif way == 7:
+        b += rng.bytes(int(2 ** rng.uniform(0, 14)))
+    else:  # words of a text made absurd, as in JSON
         digits = [i for i in range(n) if 48 <= b[i] < 58]
         if digits:
             k = int(rng.choice(digits))
-            b[k:k+1] = rng.choice([b'999999999999', b'-1', b'1e999', b'null', b'[]', b'NaN', b'"x"', b'0', b'{"a":'*2000])
-        else: b[spot()] ^= 255
+            b[k : k + 1] = rng.choice(
+                [b'999999999999', b'-1', b'1e999', b'null', b'[]', b'NaN', b'"x"', b'0', b'{"a":' * 2000]
+            )
+        else:
+            b[spot()] ^= 255
     return bytes(b)
 
 
@@ -169,7 +247,7 @@ def read_scan(path):
     "How many scans of a file were answered, and how many refused"
     got = Counter()
     try: scans = scans_of(path)
-    except OctError as e: return Counter(refused=1)
+    except OctError: return Counter(refused=1)
     for s in scans[:20]:
         try:
             px, _ = placed(s.image(), 64)
@@ -203,26 +281,38 @@ def read(path): return read_bundle(path) if Path(path).is_dir() else read_scan(p
 def jobs(folder, n, seed, bundle, only=''):
     "Yields kind and path of each damaged file; each is to be removed when read"
     sound = sound_scans()
-    for k in ('jpg', 'png'): (folder/f'sound.{k}').write_bytes(next(d for f, d in sound.values() if f.endswith(k)))
-    parts = {f: (Path(bundle)/f).read_bytes() for f in ('config.json', 'model.safetensors', 'model.onnx', 'model.onnx.data') if (Path(bundle)/f).exists()} if bundle else {}
+    for k in ('jpg', 'png'):
+        (folder / f'sound.{k}').write_bytes(next(d for f, d in sound.values() if f.endswith(k)))
+    parts = (
+        {
+            f: (Path(bundle) / f).read_bytes()
+            for f in ('config.json', 'model.safetensors', 'model.onnx', 'model.onnx.data')
+            if (Path(bundle) / f).exists()
+        }
+        if bundle
+        else {}
+    )
     kinds = [k for k in (*sound, *parts, *(f'{f}, summed' for f in parts if f != 'config.json')) if only in k]
     for i in range(n):
         rng = np.random.default_rng([seed, i])
         kind = kinds[i % len(kinds)]
         part = kind.removesuffix(', summed')
         if part in parts:
-            at = folder/f'{i}'
+            at = folder / f'{i}'
             at.mkdir()
-            for f in parts: # hard links: only the damaged one is written
-                if f != part: os.link(Path(bundle)/f, at/f)
-            (at/part).write_bytes(damage(rng, parts[part], rng.bytes(512)))
-            if part != kind: summed_anew(at)
+            for f in parts:  # hard links: only the damaged one is written
+                if f != part:
+                    os.link(Path(bundle) / f, at / f)
+            (at / part).write_bytes(damage(rng, parts[part], rng.bytes(512)))
+            if part != kind:
+                summed_anew(at)
         else:
             name, data = sound[kind]
-            at = folder/f'{i}'/name
+            at = folder / f'{i}' / name
             at.parent.mkdir()
             if kind == 'csv':
-                for k in ('jpg', 'png'): os.link(folder/f'sound.{k}', at.parent/f'sound.{k}')
+                for k in ('jpg', 'png'):
+                    os.link(folder / f'sound.{k}', at.parent / f'sound.{k}')
             at.write_bytes(damage(rng, data, sound[str(rng.choice(list(sound)))][1]))
         yield i, kind, at
 
@@ -256,6 +346,7 @@ def work(todo, done, sound):
 
 class Worker:
     "A process that reads one file at a time"
+
     def __init__(self, sound):
         ctx = mp.get_context('spawn')
         self.todo, self.done, self.job = ctx.Queue(), ctx.Queue(), None
@@ -263,63 +354,82 @@ class Worker:
         self.p.start()
         self.done.get(timeout=180)
 
-    def give(self, job): self.job, self.since = job, time.time(); self.todo.put((job[0], str(job[2])))
+    def give(self, job):
+        self.job, self.since = job, time.time()
+        self.todo.put((job[0], str(job[2])))
 
     def check(self, seconds):
         "The answer to its file; None while it reads"
-        try: return self.done.get(timeout=.002)[1:]
-        except queue.Empty: pass
+        try:
+            return self.done.get(timeout=0.002)[1:]
+        except queue.Empty:
+            pass
         if not self.p.is_alive():
-            try: return self.done.get(timeout=.2)[1:]
-            except queue.Empty: return Counter(crash=1), f'exit code {self.p.exitcode}', 0, 0, 0
-        if time.time()-self.since > seconds:
+            try:
+                return self.done.get(timeout=0.2)[1:]
+            except queue.Empty:
+                return Counter(crash=1), f'exit code {self.p.exitcode}', 0, 0, 0
+        if time.time() - self.since > seconds:
             self.p.kill()
             self.p.join()
-            return Counter(hang=1), 'no answer', time.time()-self.since, 0, 0
+            return Counter(hang=1), 'no answer', time.time() - self.since, 0, 0
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for k, v in dict(n=10_000, seed=0, workers=2, memory=2048).items(): ap.add_argument(f'--{k}', type=int, default=v)
+    for k, v in dict(n=10_000, seed=0, workers=2, memory=2048).items():
+        ap.add_argument(f'--{k}', type=int, default=v)
     ap.add_argument('--seconds', type=float, default=10)
-    ap.add_argument('--keep'); ap.add_argument('--only', default='', help='kinds whose name holds this'); ap.add_argument('--bundle', help='a bundle to damage instead of a tiny one'); ap.add_argument('--scans-only', action='store_true')
+    ap.add_argument('--keep')
+    ap.add_argument('--only', default='', help='kinds whose name holds this')
+    ap.add_argument('--bundle', help='a bundle to damage instead of a tiny one')
+    ap.add_argument('--scans-only', action='store_true')
     a = ap.parse_args()
     counts, slow, top, wrong, began = defaultdict(Counter), (0, '', 0), 0, [], time.time()
     with tempfile.TemporaryDirectory() as d:
-        bundle = None if a.scans_only else a.bundle or tiny_bundle(Path(d)/'bundle')
+        bundle = None if a.scans_only else a.bundle or tiny_bundle(Path(d) / 'bundle')
         sound = [str(bundle)] if bundle else []
         for k, (name, data) in sound_scans().items():
-            if k == 'csv': continue
-            (at := Path(d)/'sound'/k).mkdir(parents=True)
-            (at/name).write_bytes(data)
-            sound.append(str(at/name))
+            if k == 'csv':
+                continue
+            (at := Path(d) / 'sound' / k).mkdir(parents=True)
+            (at / name).write_bytes(data)
+            sound.append(str(at / name))
         source, workers = jobs(Path(d), a.n, a.seed, bundle, a.only), [Worker(sound) for _ in range(a.workers)]
         while any(w.job for w in workers) or source:
             for k, w in enumerate(workers):
                 if not w.job:
-                    if source and (job := next(source, None)): w.give(job)
-                    else: source = None
+                    if source and (job := next(source, None)):
+                        w.give(job)
+                    else:
+                        source = None
                     continue
-                if (got := w.check(a.seconds)) is None: continue
+                if (got := w.check(a.seconds)) is None:
+                    continue
                 (i, kind, at), (n, said, took, before, high) = w.job, got
-                if high > a.memory and high > before: n, said = Counter(memory=1), f'{high:.0f} MB'
+                if high > a.memory and high > before:
+                    n, said = Counter(memory=1), f'{high:.0f} MB'
                 counts[kind]['files'] += 1
                 counts[kind].update({k: 1 if k in ('answered', 'refused') else v for k, v in n.items()})
-                if not n: counts[kind]['nothing'] += 1
+                if not n:
+                    counts[kind]['nothing'] += 1
                 top = max(top, high)
                 slow, w.job = max(slow, (took, kind, i)), None
-                if set(n)-{'answered', 'refused'}:
+                if set(n) - {'answered', 'refused'}:
                     wrong.append((kind, i, dict(n), said))
                     print(f'{kind}, file {i} of seed {a.seed}: {dict(n)} {said}', flush=True)
                     if a.keep:
                         import shutil
-                        shutil.copytree(at if at.is_dir() else at.parent, Path(a.keep)/f'{i}', dirs_exist_ok=True)
+
+                        shutil.copytree(at if at.is_dir() else at.parent, Path(a.keep) / f'{i}', dirs_exist_ok=True)
                 if 'crash' in n or 'hang' in n or 'memory' in n:
                     w.p.kill()
                     workers[k] = Worker(sound)
                 clear(at)
-        for w in workers: w.todo.put(None)
-        for w in workers: w.p.join(5)
+        for w in workers:
+            w.todo.put(None)
+        for w in workers:
+            w.p.join(5)
     cols = ('files', 'answered', 'refused', 'nothing', 'failed', 'crash', 'hang', 'memory')
     print(f"{'kind':26}" + ''.join(f'{c:>10}' for c in cols))
     total = Counter()
@@ -327,7 +437,10 @@ def main():
         total.update(c)
         print(f'{k:26}' + ''.join(f'{c[o]:>10}' for o in cols))
     print(f"{'all':26}" + ''.join(f'{total[o]:>10}' for o in cols))
-    print(f'peak of a worker {top:.0f} MB; slowest {slow[0]:.2f} s ({slow[1]}, file {slow[2]}); {time.time()-began:.0f} s in all')
+    print(
+        f'peak of a worker {top:.0f} MB; slowest {slow[0]:.2f} s ({slow[1]}, file {slow[2]}); '
+        f'{time.time() - began:.0f} s in all'
+    )
     print(json.dumps(dict(total, peak_mb=round(top), slowest_s=round(slow[0], 2), seed=a.seed)))
     return 1 if wrong else 0
 

@@ -1,12 +1,17 @@
-"""Everything a GPU owner wants to know, in one command: training, plain fastai, real runs, kill and resume, fp16, prediction, memory, CPU against GPU.
+"""Everything a GPU owner wants to know, in one command: training, plain fastai, real runs, kill and resume, fp16,
+prediction, memory, CPU against GPU.
 
     python bench/gpu.py [--json gpu.json] [--only train,predict] [--minutes 8] [--tiny]
 
-Each step runs in a process of its own under a time limit, and is written to the JSON file, and as a Markdown table beside it, as soon as it is known:
-a run that is cut off still leaves figures. Real scans are found through OCT_DATA (a folder in Kaggle's layout); without it phantoms are drawn. Eight
-minutes on an H100 or H200, twenty on Colab's T4. `--tiny` takes a small network and small scans, to try the script itself on a CPU.
+Each step runs in a process of its own under a time limit, and is written to the JSON file, and as a Markdown table
+beside it, as soon as it is known:
+a run that is cut off still leaves figures. Real scans are found through OCT_DATA (a folder in Kaggle's layout);
+without it phantoms are drawn. Eight
+minutes on an H100 or H200, twenty on Colab's T4. `--tiny` takes a small network and small scans, to try the script
+itself on a CPU.
 
-Rates are medians of paired runs, in turns, after a warm-up. What a step costs does not depend on what is on the scans, so `train` takes random pixels
+Rates are medians of paired runs, in turns, after a warm-up. What a step costs does not depend on what is on the
+scans, so `train` takes random pixels
 in a memory-mapped pack of 83,484 scans and random weights.
 """
 import argparse
@@ -70,9 +75,15 @@ def synthetic_pack(folder, n, size):
 
 class FixedBatch:
     "A loader that hands out one batch of device memory again and again"
-    def __init__(self, dl): self.batch, self.n, self.dataset, self.device = dl.one_batch(), len(dl), dl.dataset, dl.device
-    def __len__(self): return self.n
-    def __iter__(self): return (self.batch for _ in range(self.n))
+
+    def __init__(self, dl):
+        self.batch, self.n, self.dataset, self.device = dl.one_batch(), len(dl), dl.dataset, dl.device
+
+    def __len__(self):
+        return self.n
+
+    def __iter__(self):
+        return (self.batch for _ in range(self.n))
 
 
 def clocked_rate(learn, steps):
@@ -119,17 +130,35 @@ def speed(c, folder, **options):
     "End to end against the fixed batch, in turns"
     packed, got = synthetic_pack(folder.parent, c['scans'], c['size']), []
     for _ in range(c['repeat']):
-        got.append([clocked_rate(our_learner(packed, c['arch'], fixed, **options)[0], c['steps']) for fixed in (False, True)])
+        got.append(
+            [clocked_rate(our_learner(packed, c['arch'], fixed, **options)[0], c['steps']) for fixed in (False, True)]
+        )
     precision = our_learner(packed, c['arch'], **options)[1].precision
     ours, fixed = [statistics.median(o) for o in zip(*got)]
-    return dict(arch=c['arch'], size=c['size']) | options | dict(precision=precision, scans_per_second=round(ours), fixed_batch=round(fixed),
-        ratio=round(statistics.median(a/b for a, b in got), 3), seconds_per_epoch=round(83_484/ours, 1), peak_gb=peak_gb(), runs=[[round(o) for o in r] for r in got])
+    return (
+        dict(arch=c['arch'], size=c['size'])
+        | options
+        | dict(
+            precision=precision,
+            scans_per_second=round(ours),
+            fixed_batch=round(fixed),
+            ratio=round(statistics.median(a / b for a, b in got), 3),
+            seconds_per_epoch=round(83_484 / ours, 1),
+            peak_gb=peak_gb(),
+            runs=[[round(o) for o in r] for r in got],
+        )
+    )
 
 
 def train(c, folder): return speed(c, folder, bs=c['bs'])
 def train_recipe_bs(c, folder): return speed(c, folder, bs=c['recipe_bs'])
 def train_compiled(c, folder): return speed(c | dict(repeat=1), folder, bs=c['bs'], compile=True)
-def train_fp16(c, folder): return dict(skipped='no GPU') if device().type == 'cpu' else speed(c | dict(repeat=1), folder, bs=c['bs'], precision='fp16')
+def train_fp16(c, folder):
+    return (
+        dict(skipped='no GPU')
+        if device().type == 'cpu'
+        else speed(c | dict(repeat=1), folder, bs=c['bs'], precision='fp16')
+    )
 def train_fp32(c, folder): return speed(c | dict(repeat=1, steps=c['steps']//2), folder, bs=c['bs'], precision='fp32')
 
 
@@ -141,34 +170,64 @@ def fastai(c, folder):
     import torchvision.models as tv
     from oct_classify.data.scans import scan_table
     from oct_classify.training.pack import pack
+
     root = real_scans(folder)
     table = scan_table(root)
     table = table[table.error == ''].reset_index(drop=True)
     steps, bs = c['steps'], c['recipe_bs']
-    many = pd.concat([table]*-(-(steps+6)*bs*2//len(table)), ignore_index=True)
+    many = pd.concat([table] * -(-(steps + 6) * bs * 2 // len(table)), ignore_index=True)
     df = pd.DataFrame(dict(name=many.path, label=many.label, is_valid=False))
     df.loc[df.groupby('label').head(1).index, 'is_valid'] = True
 
     def plain():
-        dls = ImageDataLoaders.from_df(df, root, valid_col='is_valid', item_tfms=Resize(c['size']), batch_tfms=aug_transforms(), bs=bs, num_workers=os.cpu_count(), device=device())
+        dls = ImageDataLoaders.from_df(
+            df,
+            root,
+            valid_col='is_valid',
+            item_tfms=Resize(c['size']),
+            batch_tfms=aug_transforms(),
+            bs=bs,
+            num_workers=os.cpu_count(),
+            device=device(),
+        )
         learn = vision_learner(dls, getattr(tv, c['arch']), pretrained=False, normalize=False)
         learn.unfreeze()
         return learn.to_fp16() if device().type == 'cuda' else learn
 
     t = time.perf_counter()
     packed = pack(table, root, None, c['size'])
-    packing = len(table)/(time.perf_counter()-t)
+    packing = len(table) / (time.perf_counter() - t)
     packed.table = many.assign(error='')
-    packed.pixels = np.tile(packed.pixels, (len(many)//len(table), 1, 1))
-    got = [(clocked_rate(our_learner(packed, c['arch'], bs=bs)[0], steps), clocked_rate(plain(), steps)) for _ in range(c['repeat'])]
+    packed.pixels = np.tile(packed.pixels, (len(many) // len(table), 1, 1))
+    got = [
+        (clocked_rate(our_learner(packed, c['arch'], bs=bs)[0], steps), clocked_rate(plain(), steps))
+        for _ in range(c['repeat'])
+    ]
     ours, theirs = [statistics.median(o) for o in zip(*got)]
-    return dict(arch=c['arch'], size=c['size'], bs=bs, workers=os.cpu_count(), ours=round(ours), plain_fastai=round(theirs), ratio=round(statistics.median(a/b for a, b in got), 2),
-        plain_seconds_per_epoch=round(83_484/theirs, 1), packing_scans_per_second=round(packing), peak_gb=peak_gb(), runs=[[round(o) for o in r] for r in got])
+    return dict(
+        arch=c['arch'],
+        size=c['size'],
+        bs=bs,
+        workers=os.cpu_count(),
+        ours=round(ours),
+        plain_fastai=round(theirs),
+        ratio=round(statistics.median(a / b for a, b in got), 2),
+        plain_seconds_per_epoch=round(83_484 / theirs, 1),
+        packing_scans_per_second=round(packing),
+        peak_gb=peak_gb(),
+        runs=[[round(o) for o in r] for r in got],
+    )
 
 
 # The command, as people type it
 
-def command(*args, **kw): return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, args)], text=True, capture_output=True, **kw)
+def command(*args, **kw):
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, args)],
+        text=True,
+        capture_output=True,
+        **kw,
+    )
 
 
 def resnet_options(c):
@@ -179,73 +238,149 @@ def resnet_options(c):
 
 
 def run_command(c, folder, options):
-    data, out = real_scans(folder), Path(folder)/'out'
+    data, out = real_scans(folder), Path(folder) / 'out'
     t = time.time()
     p = command('run', data, '--out', out, *options)
-    seconds = time.time()-t
-    if p.returncode: raise RuntimeError(p.stderr[-2000:])
-    m = json.loads((out/'metrics.json').read_text())
-    config = json.loads((out/'bundle/config.json').read_text())
-    return dict(options=' '.join(map(str, options)), seconds=round(seconds, 1), accuracy=round(m['test']['accuracy']['value'], 4), interval=[round(m['test']['accuracy'][k], 4) for k in ('low', 'high')], stages=m['seconds'], epochs=config['epochs'], precision=config['options']['precision'],
-        scans=m['scans'], data='OCT_DATA' if os.environ.get('OCT_DATA') else 'phantoms')
+    seconds = time.time() - t
+    if p.returncode:
+        raise RuntimeError(p.stderr[-2000:])
+    m = json.loads((out / 'metrics.json').read_text())
+    config = json.loads((out / 'bundle/config.json').read_text())
+    return dict(
+        options=' '.join(map(str, options)),
+        seconds=round(seconds, 1),
+        accuracy=round(m['test']['accuracy']['value'], 4),
+        interval=[round(m['test']['accuracy'][k], 4) for k in ('low', 'high')],
+        stages=m['seconds'],
+        epochs=config['epochs'],
+        precision=config['options']['precision'],
+        scans=m['scans'],
+        data='OCT_DATA' if os.environ.get('OCT_DATA') else 'phantoms',
+    )
 
 
-def run_fast(c, folder): return run_command(c, folder, ['--recipe', 'fast', *(['--size', '64x96', '--epochs', 1] if c is TINY else [])])
-def run_fast_bs16(c, folder): return run_command(c, folder, ['--recipe', 'fast', '--bs', 16, *(['--size', '64x96', '--epochs', 1] if c is TINY else [])])
+def run_fast(c, folder):
+    return run_command(c, folder, ['--recipe', 'fast', *(['--size', '64x96', '--epochs', 1] if c is TINY else [])])
+def run_fast_bs16(c, folder):
+    return run_command(
+        c, folder, ['--recipe', 'fast', '--bs', 16, *(['--size', '64x96', '--epochs', 1] if c is TINY else [])]
+    )
 def run_resnet(c, folder): return run_command(c, folder, resnet_options(c))
 
 
 def killed(c, folder):
     "kill -9 in mid-training, then the same command again"
-    data, out = real_scans(folder), Path(folder)/'out'
-    options = ['train', data, '--out', out, '--arch', c['arch'], '--size', c['size'], '--weights', 'none', '--epochs', c['epochs']]
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, options)], stderr=subprocess.PIPE, text=True)
-    while p.poll() is None and not list(out.glob('checkpoints/*/*-*.pt')): time.sleep(.05)
+    data, out = real_scans(folder), Path(folder) / 'out'
+    options = [
+        'train',
+        data,
+        '--out',
+        out,
+        '--arch',
+        c['arch'],
+        '--size',
+        c['size'],
+        '--weights',
+        'none',
+        '--epochs',
+        c['epochs'],
+    ]
+    p = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, options)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while p.poll() is None and not list(out.glob('checkpoints/*/*-*.pt')):
+        time.sleep(0.05)
     p.kill()
     p.wait()
     found = max((f.stem for f in out.glob('checkpoints/*/*-*.pt')), default='none')
     again = command(*options)
     went_on = re.findall(r'Going on after.*?(?= \()', again.stderr)
-    config = json.loads((out/'bundle/config.json').read_text()) if again.returncode == 0 else {}
+    config = json.loads((out / 'bundle/config.json').read_text()) if again.returncode == 0 else {}
     epochs = [r['epoch'] for r in config.get('history', [])]
-    return dict(killed_at_state=found, second_run=went_on or again.stderr[-500:], exit_code=again.returncode, epochs_in_history=len(epochs), of=c['epochs'],
-        passed=again.returncode == 0 and bool(went_on) and epochs == list(range(1, c['epochs']+1)))
+    return dict(
+        killed_at_state=found,
+        second_run=went_on or again.stderr[-500:],
+        exit_code=again.returncode,
+        epochs_in_history=len(epochs),
+        of=c['epochs'],
+        passed=again.returncode == 0 and bool(went_on) and epochs == list(range(1, c['epochs'] + 1)),
+    )
 
 
 def fp16_command(c, folder):
     "A real run with a gradient scaler"
-    return run_command(c, folder, ['--arch', c['arch'], '--size', c['size'], '--weights', 'none', '--epochs', max(2, c['epochs']//4), '--precision', 'fp16' if torch.cuda.is_available() else 'bf16'])
+    return run_command(
+        c,
+        folder,
+        [
+            '--arch',
+            c['arch'],
+            '--size',
+            c['size'],
+            '--weights',
+            'none',
+            '--epochs',
+            max(2, c['epochs'] // 4),
+            '--precision',
+            'fp16' if torch.cuda.is_available() else 'bf16',
+        ],
+    )
 
 
 # Prediction
 
 def a_bundle(c, folder, data):
     "A trained bundle that saw `data`: prediction and CPU against GPU are about a network with an opinion"
-    out = Path(folder)/'made'
-    p = command('train', data, '--out', out, '--arch', c['arch'], '--size', c['size'], '--weights', 'none', '--epochs', max(2, c['epochs']//7))
-    if p.returncode: raise RuntimeError(p.stderr[-2000:])
-    return out/'bundle'
+    out = Path(folder) / 'made'
+    p = command(
+        'train',
+        data,
+        '--out',
+        out,
+        '--arch',
+        c['arch'],
+        '--size',
+        c['size'],
+        '--weights',
+        'none',
+        '--epochs',
+        max(2, c['epochs'] // 7),
+    )
+    if p.returncode:
+        raise RuntimeError(p.stderr[-2000:])
+    return out / 'bundle'
 
 
 def predict(c, folder):
     "From files on the GPU, against pixels in memory; then the same bundle on the CPU: do the figures agree?"
     from oct_classify.inference.model import OctModel
     from oct_classify.data.prepare import prepare_many
+
     data = real_scans(folder)
     b = a_bundle(c, folder, data)
     files = sorted(data.glob('test/*/*')) or sorted(data.rglob('*.jp*g'))
-    many = (files*-(-c['files']//len(files)))[:c['files']]
+    many = (files * -(-c['files'] // len(files)))[: c['files']]
     gpu = OctModel.load(b, engine='torch')
     gpu.predict(files[:8])
     rates = [rate(lambda: gpu.predict(many), len(many)) for _ in range(c['repeat'])]
     size = tuple(gpu.config['size'])
     t = time.perf_counter()
     pixels, _ = prepare_many(files, size, gpu.config['view'])
-    reading = len(files)/(time.perf_counter()-t)
-    block = np.concatenate([pixels]*-(-2048//len(pixels)))[:2048 if c is FULL else 64]
+    reading = len(files) / (time.perf_counter() - t)
+    block = np.concatenate([pixels] * -(-2048 // len(pixels)))[: 2048 if c is FULL else 64]
     memory = [rate(lambda: gpu.logits(block, bs=256), len(block)) for _ in range(c['repeat'])]
-    out = dict(device=str(gpu.device), precision=str(gpu.run.dtype or 'fp32'), from_files=round(statistics.median(rates)), in_memory=round(statistics.median(memory)),
-        read_and_prepare=round(reading), files=len(many), size=list(size), views=2 if gpu.config['mirror'] else 1)
+    out = dict(
+        device=str(gpu.device),
+        precision=str(gpu.run.dtype or 'fp32'),
+        from_files=round(statistics.median(rates)),
+        in_memory=round(statistics.median(memory)),
+        read_and_prepare=round(reading),
+        files=len(many),
+        size=list(size),
+        views=2 if gpu.config['mirror'] else 1,
+    )
     return out | agreement(gpu, b, pixels)
 
 
@@ -259,32 +394,41 @@ def rate(work, n):
 def agreement(gpu, bundle, pixels):
     "GPU in the precision of training, CPU in full precision by both engines"
     from oct_classify.inference.model import OctModel
+
     p, out = gpu.probs(pixels), {}
     for name, kw in dict(cpu=dict(engine='torch', device='cpu'), onnx=dict(engine='onnx')).items():
-        try: q = OctModel.load(bundle, **kw).probs(pixels)
+        try:
+            q = OctModel.load(bundle, **kw).probs(pixels)
         except Exception as e:
             out[f'{name}_error'] = str(e)
             continue
         same = p.argmax(1) == q.argmax(1)
-        out |= {f'{name}_largest_difference_of_p': round(float(abs(p-q).max()), 5), f'{name}_mean_difference_of_p': round(float(abs(p-q).mean()), 6),
-            f'{name}_same_answer': f'{int(same.sum())} of {len(same)}'}
+        out |= {
+            f'{name}_largest_difference_of_p': round(float(abs(p - q).max()), 5),
+            f'{name}_mean_difference_of_p': round(float(abs(p - q).mean()), 6),
+            f'{name}_same_answer': f'{int(same.sum())} of {len(same)}',
+        }
     return out
 
 
 # Out of memory
 
 def memory(c, folder):
-    "A step that does not fit: is the batch size that the error names one that fits? Held to 8 GB, so that every card is asked the same"
+    """A step that does not fit: is the batch size that the error names one that fits? Held to 8 GB, so that every card
+    is asked the same"""
     from oct_classify.core import OctError
     from oct_classify.training.learner import fine_tune, memory_advice
-    if not torch.cuda.is_available(): return dict(skipped='no GPU')
+
+    if not torch.cuda.is_available():
+        return dict(skipped='no GPU')
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1., 8e9/total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 8e9 / total))
     packed, tried, bs = synthetic_pack(folder.parent, c['scans'], c['size']), [], 1024
     while len(tried) < 3 and bs > 1:
         learn, recipe = our_learner(packed, c['arch'], bs=bs, epochs=1)
         try:
-            with memory_advice(learn, recipe.precision): fine_tune(learn, recipe)
+            with memory_advice(learn, recipe.precision):
+                fine_tune(learn, recipe)
             return dict(limit_gb=8, asked=1024, advice=tried, fits=bs, passed=len(tried) == 1, peak_gb=peak_gb())
         except OctError as e:
             tried.append(str(e))
@@ -314,13 +458,28 @@ STEPS = dict(
 def machine():
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     import fastai, timm, oct_classify
-    return dict(hardware=f'{os.cpu_count()} CPU cores, {gpu}', torch=torch.__version__, cuda=torch.version.cuda, fastai=fastai.__version__, timm=timm.__version__,
-        oct_classify=oct_classify.__version__, date=datetime.date.today().isoformat())
+
+    return dict(
+        hardware=f'{os.cpu_count()} CPU cores, {gpu}',
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        fastai=fastai.__version__,
+        timm=timm.__version__,
+        oct_classify=oct_classify.__version__,
+        date=datetime.date.today().isoformat(),
+    )
 
 
 def as_markdown(got):
     "One row per step; lists are left to the JSON file"
-    def words(o): return ', '.join(f'{k} {str(v).strip().splitlines()[-1][-200:]}' for k, v in o.items() if v != '' and not isinstance(v, (list, dict)))
+
+    def words(o):
+        return ', '.join(
+            f'{k} {str(v).strip().splitlines()[-1][-200:]}'
+            for k, v in o.items()
+            if v != '' and not isinstance(v, (list, dict))
+        )
+
     head = '; '.join(f'{k} {v}' for k, v in got['machine'].items())
     rows = [f'| {k} | {STEPS[k][2]} | {words(v)} |' for k, v in got['steps'].items()]
     return '\n'.join([head, '', '| step | question | measured |', '|---|---|---|', *rows, ''])
@@ -336,20 +495,28 @@ def one_step(name, tiny, folder):
 
 def in_process(name, tiny, work, left):
     "A step's result, or why there is none"
-    limit, folder, t = min(STEPS[name][1], left), work/name, time.time()
-    if left < 10: return dict(failed='no time was left')
+    limit, folder, t = min(STEPS[name][1], left), work / name, time.time()
+    if left < 10:
+        return dict(failed='no time was left')
     folder.mkdir()
-    cmd = [sys.executable, '-W', 'ignore', HERE, '--step', name, '--work', folder, *['--tiny']*tiny]
-    p = subprocess.Popen(list(map(str, cmd)), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=HERE.parents[1], start_new_session=True)
+    cmd = [sys.executable, '-W', 'ignore', HERE, '--step', name, '--work', folder, *['--tiny'] * tiny]
+    p = subprocess.Popen(
+        list(map(str, cmd)),
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=HERE.parents[1],
+        start_new_session=True,
+    )
     try:
         said = p.communicate(timeout=limit)[1]
-        got = json.loads((folder/'step.json').read_text()) if p.returncode == 0 else dict(failed=said[-1500:])
+        got = json.loads((folder / 'step.json').read_text()) if p.returncode == 0 else dict(failed=said[-1500:])
     except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL) # what it started too
+        os.killpg(p.pid, signal.SIGKILL)  # what it started too
         p.wait()
         got = dict(failed=f'not done after {limit:.0f} seconds')
     shutil.rmtree(folder, ignore_errors=True)
-    return got | dict(step_seconds=round(time.time()-t, 1))
+    return got | dict(step_seconds=round(time.time() - t, 1))
 
 
 def main():

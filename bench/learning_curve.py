@@ -1,10 +1,14 @@
-"""Accuracy by number of training scans: `--recipe fast` against plain fastai fine-tuning of the same network in the same time.
+"""Accuracy by number of training scans: `--recipe fast` against plain fastai fine-tuning of the same network in the
+same time.
 
     python bench/learning_curve.py DATA [--out DIR] [--counts 10,25,50,100,142] [--seeds 3] [--table]
 
-Both learn from the same scans of the train folder, drawn by patient, so many of each class, and predict the test folder; nothing is chosen by these figures.
-Plain fastai is `Resize(224)`, `aug_transforms()`, `vision_learner`, `fine_tune`, with the same ImageNet weights; it gets as many epochs as fit into the time
-that ours took, loading, packing and fitting included, and never fewer than one frozen and one unfrozen epoch. The same command goes on where it was.
+Both learn from the same scans of the train folder, drawn by patient, so many of each class, and predict the test
+folder; nothing is chosen by these figures.
+Plain fastai is `Resize(224)`, `aug_transforms()`, `vision_learner`, `fine_tune`, with the same ImageNet weights; it
+gets as many epochs as fit into the time
+that ours took, loading, packing and fitting included, and never fewer than one frozen and one unfrozen epoch. The
+same command goes on where it was.
 """
 import argparse
 import time
@@ -28,7 +32,9 @@ def drawn(t, n, seed):
     order = np.random.default_rng(seed).permutation(train.patient.unique())
     train = train.assign(order=train.patient.map({p: i for i, p in enumerate(order)})).sort_values(['order', 'path'])
     pick = train.groupby('label').head(n).index
-    return pd.concat([t.loc[pick].assign(split='train'), t[t.folder == 'test'].assign(split='test')]).sort_values('path', ignore_index=True)
+    return pd.concat([t.loc[pick].assign(split='train'), t[t.folder == 'test'].assign(split='test')]).sort_values(
+        'path', ignore_index=True
+    )
 
 
 def ours(df, data, seed):
@@ -45,20 +51,30 @@ def plain(df, data, seed, seconds):
     "The same by plain fastai, in about `seconds`"
     set_seed(seed)
     begun, tr = time.time(), df[df.split == 'train']
-    few = tr.groupby('label').head(1) # fastai wants a validation side; it decides nothing
+    few = tr.groupby('label').head(1)  # fastai wants a validation side; it decides nothing
     rows = pd.concat([tr.assign(is_valid=False), few.assign(is_valid=True)])[['path', 'label', 'is_valid']]
-    dls = ImageDataLoaders.from_df(rows, data, valid_col='is_valid', item_tfms=Resize(224), batch_tfms=[*aug_transforms(), Normalize.from_stats([.5]*3, [.5]*3)], bs=min(64, len(tr)), num_workers=2)
+    dls = ImageDataLoaders.from_df(
+        rows,
+        data,
+        valid_col='is_valid',
+        item_tfms=Resize(224),
+        batch_tfms=[*aug_transforms(), Normalize.from_stats([0.5] * 3, [0.5] * 3)],
+        bs=min(64, len(tr)),
+        num_workers=2,
+    )
     learn = vision_learner(dls, FALLBACK, pretrained=False, normalize=False)
     learn.model[0].model.load_state_dict(pretrained(FALLBACK, size=224)[0].body.model.state_dict())
     with learn.no_bar(), learn.no_logging():
         t = time.time()
-        learn.freeze(); learn.fit_one_cycle(1, slice(2e-3), pct_start=.99) # as fine_tune begins
-        frozen = time.time()-t
-        epochs = max(1, int((seconds-(time.time()-begun))/(1.4*frozen)))
-        learn.unfreeze(); learn.fit_one_cycle(epochs, slice(1e-3/100, 1e-3), pct_start=.3, div=5.) # and goes on
-    took = time.time()-begun
+        learn.freeze()
+        learn.fit_one_cycle(1, slice(2e-3), pct_start=0.99)  # as fine_tune begins
+        frozen = time.time() - t
+        epochs = max(1, int((seconds - (time.time() - begun)) / (1.4 * frozen)))
+        learn.unfreeze()
+        learn.fit_one_cycle(epochs, slice(1e-3 / 100, 1e-3), pct_start=0.3, div=5.0)  # and goes on
+    took = time.time() - begun
     h = df[df.split == 'test']
-    p = learn.get_preds(dl=dls.test_dl([data/q for q in h.path]))[0].numpy()
+    p = learn.get_preds(dl=dls.test_dl([data / q for q in h.path]))[0].numpy()
     return p[:, [list(dls.vocab).index(c) for c in CLASSES]], took, epochs
 
 
@@ -68,15 +84,32 @@ def table(out):
     rows = []
     for (n, way), g in df.groupby(['n', 'way']):
         f = figures(g)
-        each = g.assign(ok=g[[f'p_{c}' for c in CLASSES]].to_numpy().argmax(1) == g.label.map(CLASSES.index)).groupby('seed').ok.mean()
-        rows.append({'scans per class': n, 'way': way, 'seeds': len(each), 'accuracy': as_text(f['accuracy'], 'accuracy'), 'each seed': ', '.join(f'{v:.0%}' for v in each), 'seconds': f'{g.groupby("seed").seconds.first().mean():.0f}', 'epochs': g.epochs.iloc[0]})
+        each = (
+            g.assign(ok=g[[f'p_{c}' for c in CLASSES]].to_numpy().argmax(1) == g.label.map(CLASSES.index))
+            .groupby('seed')
+            .ok.mean()
+        )
+        rows.append(
+            {
+                'scans per class': n,
+                'way': way,
+                'seeds': len(each),
+                'accuracy': as_text(f['accuracy'], 'accuracy'),
+                'each seed': ', '.join(f'{v:.0%}' for v in each),
+                'seconds': f'{g.groupby("seed").seconds.first().mean():.0f}',
+                'epochs': g.epochs.iloc[0],
+            }
+        )
     return pd.DataFrame(rows).to_string(index=False)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('data', type=Path); p.add_argument('--out', type=Path, default=Path('oct-out-curve')); p.add_argument('--counts', default='10,25,50,100,142')
-    p.add_argument('--seeds', type=int, default=3); p.add_argument('--table', action='store_true')
+    p.add_argument('data', type=Path)
+    p.add_argument('--out', type=Path, default=Path('oct-out-curve'))
+    p.add_argument('--counts', default='10,25,50,100,142')
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--table', action='store_true')
     a = p.parse_args()
     quiet()
     a.out.mkdir(exist_ok=True, parents=True)
@@ -85,15 +118,34 @@ def main():
         t = t[t.error == '']
         for seed in range(a.seeds):
             for n in map(int, a.counts.split(',')):
-                f = a.out/f'{n}-{seed}.parquet'
-                if f.exists(): continue
+                f = a.out / f'{n}-{seed}.parquet'
+                if f.exists():
+                    continue
                 df = drawn(t, n, seed)
                 h = df[df.split == 'test'][['path', 'label', 'patient']].reset_index(drop=True)
                 z, took = ours(df, a.data, seed)
                 w, spent, epochs = plain(df, a.data, seed, took)
-                both = [h.assign(**{f'p_{c}': q[:, i] for i, c in enumerate(CLASSES)}, way=way, seconds=s, epochs=e, n=n, seed=seed) for way, q, s, e in (('fast', z, took, enough((df.split == 'train').sum())), ('plain fastai', w, spent, epochs))]
+                both = [
+                    h.assign(
+                        **{f'p_{c}': q[:, i] for i, c in enumerate(CLASSES)},
+                        way=way,
+                        seconds=s,
+                        epochs=e,
+                        n=n,
+                        seed=seed,
+                    )
+                    for way, q, s, e in (
+                        ('fast', z, took, enough((df.split == 'train').sum())),
+                        ('plain fastai', w, spent, epochs),
+                    )
+                ]
                 pd.concat(both).to_parquet(f)
-                print(f'seed {seed}, {n} per class: fast {np.mean(z.argmax(1) == h.label.map(CLASSES.index)):.1%} ({took:.0f} s), plain fastai {np.mean(w.argmax(1) == h.label.map(CLASSES.index)):.1%} ({spent:.0f} s, {epochs} epochs)', flush=True)
+                print(
+                    f'seed {seed}, {n} per class: fast {np.mean(z.argmax(1) == h.label.map(CLASSES.index)):.1%} '
+                    f'({took:.0f} s), plain fastai {np.mean(w.argmax(1) == h.label.map(CLASSES.index)):.1%} '
+                    f'({spent:.0f} s, {epochs} epochs)',
+                    flush=True,
+                )
     print(table(a.out))
 
 

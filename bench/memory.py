@@ -22,7 +22,10 @@ from oct_classify.training.recipes import Options
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--scans', type=int, default=200_000); p.add_argument('--size', type=int, default=224); p.add_argument('--arch', default='test_byobnet'); p.add_argument('--folder')
+    p.add_argument('--scans', type=int, default=200_000)
+    p.add_argument('--size', type=int, default=224)
+    p.add_argument('--arch', default='test_byobnet')
+    p.add_argument('--folder')
     a = p.parse_args()
     quiet()
     keep_memory()
@@ -33,9 +36,12 @@ def main():
         dls = packed_loaders(packed, packed.table, packed.table[:64], bs=options.bs)
         begun = time.time()
         fine_tune(oct_learner(dls, net, options), options, callbacks(options, net, dls, True))
-        took = time.time()-begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
-    print(f'{a.scans:,} scans of {a.size} pixels ({a.scans*a.size**2/1e9:.1f} GB), one epoch: peak resident memory {peak:.2f} GB, {a.scans/took:.0f} scans/s')
+        took = time.time() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f'{a.scans:,} scans of {a.size} pixels ({a.scans * a.size**2 / 1e9:.1f} GB), one epoch: peak resident memory '
+        f'{peak:.2f} GB, {a.scans / took:.0f} scans/s'
+    )
 
 
 if __name__ == '__main__': main()

@@ -1,9 +1,12 @@
 """Does training on phantoms help a network that then sees ten real scans of each class?
 
-    python bench/phantom_transfer.py DATA [--folders train test …] [--arch resnet18] [--size 96] [--phantoms 1000] [--pretrain 3] [--epochs 20] [--scans 10] [--seeds 5]
+    python bench/phantom_transfer.py DATA [--folders train test …] [--arch resnet18] [--size 96] [--phantoms 1000]
+        [--pretrain 3] [--epochs 20] [--scans 10] [--seeds 5]
 
-Per seed: a network starts at random; a copy is trained on phantoms first; both are then fitted alike on the same ten real scans of
-each class, and tested on the real scans of all other patients. Prints accuracy and urgent AUC of both per seed, and last the
+Per seed: a network starts at random; a copy is trained on phantoms first; both are then fitted alike on the same ten
+real scans of
+each class, and tested on the real scans of all other patients. Prints accuracy and urgent AUC of both per seed, and
+last the
 mean difference with its 95 % interval over seeds (Student's t).
 """
 import argparse
@@ -68,22 +71,32 @@ def main():
     quiet()
     t = scan_table(a.data)
     t = t[(t.error == '') & (t.folder.isin(a.folders) if a.folders else True)].reset_index(drop=True)
-    px, y = prepare_many([a.data/q for q in t.path], a.size, 'whole')[0], t.label.map(CLASSES.index).values
+    px, y = prepare_many([a.data / q for q in t.path], a.size, 'whole')[0], t.label.map(CLASSES.index).values
     got = []
     for seed in range(a.seeds):
         begun = time.time()
         chosen, others = few(t, a.scans, seed)
         set_seed(seed)
         start = network(a.arch, 4, a.size)
-        taught = fit(start, phantoms(a.phantoms, 100+seed, a.size), a.pretrain, 3e-3, bs=16)
+        taught = fit(start, phantoms(a.phantoms, 100 + seed, a.size), a.pretrain, 3e-3, bs=16)
         both = [score(fit(n, (px[chosen], y[chosen]), a.epochs, 1e-3), px[others], y[others]) for n in (start, taught)]
         got.append(both)
         (ra, ru), (pa, pu) = both
-        print(f'seed {seed}: random start {ra:.1%}, urgent AUC {ru:.3f}; phantoms first {pa:.1%}, {pu:.3f}; before real scans {score(taught, px[others], y[others])[0]:.1%}; {others.sum()} scans of other patients ({time.time()-begun:.0f} s)', flush=True)
+        print(
+            f'seed {seed}: random start {ra:.1%}, urgent AUC {ru:.3f}; phantoms first {pa:.1%}, {pu:.3f}; before real '
+            f'scans {score(taught, px[others], y[others])[0]:.1%}; {others.sum()} scans of other patients '
+            f'({time.time() - begun:.0f} s)',
+            flush=True,
+        )
     d = np.diff(np.array(got), axis=1)[:, 0]
-    half = stats.t.ppf(.975, len(d)-1)*d.std(0, ddof=1)/np.sqrt(len(d)) if len(d) > 1 else d[0]*np.nan
-    print(f'mean: random start {np.mean(got, 0)[0, 0]:.1%}, phantoms first {np.mean(got, 0)[1, 0]:.1%}; gain in accuracy {d.mean(0)[0]:+.1%} (95 % interval {d.mean(0)[0]-half[0]:+.1%} to {d.mean(0)[0]+half[0]:+.1%}), '
-          f'in urgent AUC {d.mean(0)[1]:+.3f} ({d.mean(0)[1]-half[1]:+.3f} to {d.mean(0)[1]+half[1]:+.3f}), {len(d)} seeds')
+    half = stats.t.ppf(0.975, len(d) - 1) * d.std(0, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else d[0] * np.nan
+    print(
+        f'mean: random start {np.mean(got, 0)[0, 0]:.1%}, phantoms first {np.mean(got, 0)[1, 0]:.1%}; gain in '
+        f'accuracy {d.mean(0)[0]:+.1%} (95 % interval {d.mean(0)[0] - half[0]:+.1%} to '
+        f'{d.mean(0)[0] + half[0]:+.1%}), '
+        f'in urgent AUC {d.mean(0)[1]:+.3f} ({d.mean(0)[1] - half[1]:+.3f} to {d.mean(0)[1] + half[1]:+.3f}), '
+        f'{len(d)} seeds'
+    )
 
 
 if __name__ == '__main__': main()

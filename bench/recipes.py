@@ -1,9 +1,12 @@
-"""Cross-validate the recipes `fast` and `best` over patients, inside train and val; no scan of the test folder is learned from or predicted.
+"""Cross-validate the recipes `fast` and `best` over patients, inside train and val; no scan of the test folder is
+learned from or predicted.
 
     python bench/recipes.py DATA [--out DIR] [--folds 5] [--seeds 3] [--members 2] [--table]
 
-Each seed deals the patients into folds anew and trains anew. `best` is the mean of its members' logits, and its first member is `fast`, so each
-member is trained once and both recipes are read from the same predictions. These are kept in DIR, one file per member, seed and fold, and the
+Each seed deals the patients into folds anew and trains anew. `best` is the mean of its members' logits, and its first
+member is `fast`, so each
+member is trained once and both recipes are read from the same predictions. These are kept in DIR, one file per
+member, seed and fold, and the
 same command goes on where it was; --table only prints what is there, for seeds that are complete.
 """
 import argparse
@@ -59,36 +62,64 @@ def table(t, a):
     rows = []
     for name, members in (('fast', 1), ('best', len(ARCHS))):
         for seed in range(a.seeds):
-            if (z := gather(a.out, t, a, members, seed)) is None: continue
+            if (z := gather(a.out, t, a, members, seed)) is None:
+                continue
             f = figures(predictions(t, z))
-            rows.append(dict(recipe=name, seed=seed, scans=len(t), **{m: as_text(f[m], m) for m in SHOW}, value=f['accuracy']['value'], error=f['weighted_error']['value'], auc=f['urgent_auc']['value']))
+            rows.append(
+                dict(
+                    recipe=name,
+                    seed=seed,
+                    scans=len(t),
+                    **{m: as_text(f[m], m) for m in SHOW},
+                    value=f['accuracy']['value'],
+                    error=f['weighted_error']['value'],
+                    auc=f['urgent_auc']['value'],
+                )
+            )
     df = pd.DataFrame(rows)
-    if not len(df): return 'No seed is complete yet.'
+    if not len(df):
+        return 'No seed is complete yet.'
     mean = df.groupby('recipe', sort=False)[['value', 'error', 'auc']].mean()
-    return df.drop(columns=['value', 'error', 'auc']).to_string(index=False) + '\n' + '\n'.join(f'{n}: mean accuracy {r.value:.1%}, weighted error {r.error:.1%}, urgent AUC {r.auc:.4f}' for n, r in mean.iterrows())
+    return (
+        df.drop(columns=['value', 'error', 'auc']).to_string(index=False)
+        + '\n'
+        + '\n'.join(
+            f'{n}: mean accuracy {r.value:.1%}, weighted error {r.error:.1%}, urgent AUC {r.auc:.4f}'
+            for n, r in mean.iterrows()
+        )
+    )
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('data', type=Path); p.add_argument('--out', type=Path, default=Path('oct-out-recipes')); p.add_argument('--folds', type=int, default=5)
-    p.add_argument('--seeds', type=int, default=3); p.add_argument('--members', type=int, default=len(ARCHS)); p.add_argument('--table', action='store_true')
+    p.add_argument('data', type=Path)
+    p.add_argument('--out', type=Path, default=Path('oct-out-recipes'))
+    p.add_argument('--folds', type=int, default=5)
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--members', type=int, default=len(ARCHS))
+    p.add_argument('--table', action='store_true')
     a = p.parse_args()
     quiet()
     a.out.mkdir(exist_ok=True, parents=True)
     t = scan_table(a.data)
     t = t[(t.folder != 'test') & (t.error == '')].reset_index(drop=True)
     if not a.table:
-        for i, arch in enumerate(ARCHS[:a.members]):
+        for i, arch in enumerate(ARCHS[: a.members]):
             for seed in range(a.seeds):
                 for k, (df, held) in enumerate(folds(t, a.folds, seed)):
-                    f, begun = a.out/f'{arch}-{seed}-{k}.npy', time.time()
-                    if f.exists(): continue
-                    o = train_by('fast', df, a.data, arch, seed=1000*seed+10*k+i)
+                    f, begun = a.out / f'{arch}-{seed}-{k}.npy', time.time()
+                    if f.exists():
+                        continue
+                    o = train_by('fast', df, a.data, arch, seed=1000 * seed + 10 * k + i)
                     packed = pack(df, a.data, None, o.info['size'], o.info['view'])
                     z = logits(o, packed, held)
                     np.save(f, z)
                     right = np.mean(z.argmax(1) == df.label.map(CLASSES.index).to_numpy()[held])
-                    print(f'{arch}, seed {seed}, fold {k+1}: head alone {o.history.valid_accuracy[0]:.1%}, fine-tuned {right:.1%} ({time.time()-begun:.0f} s)', flush=True)
+                    print(
+                        f'{arch}, seed {seed}, fold {k + 1}: head alone {o.history.valid_accuracy[0]:.1%}, fine-tuned '
+                        f'{right:.1%} ({time.time() - begun:.0f} s)',
+                        flush=True,
+                    )
     print(table(t, a))
 
 

@@ -1,11 +1,17 @@
-"""How well the retina is found: contact sheets to look at, failures on phantoms, speed, and the shortcuts that each view leaves.
+"""How well the retina is found: contact sheets to look at, failures on phantoms, speed, and the shortcuts that each
+view leaves.
 
-    python bench/retina.py DATA [--also DIR …] [--out DIR] [--size 256x384] [--phantoms 400] [--seed 11] [--only sheets,phantoms,speed,shortcuts]
+    python bench/retina.py DATA [--also DIR …] [--out DIR] [--size 256x384] [--phantoms 400] [--seed 11] [--only
+        sheets,phantoms,speed,shortcuts]
 
-DATA is a folder of scans in Kaggle's layout; the pictures under --also are drawn and counted too. The sheets, with the curve that was found (green)
-and the upper and lower edge of the crop (red) beside the flattened view, go to --out as pages of 50; they show patients: keep them to yourself.
-On phantoms a failure is a curve whose median distance to Bruch's membrane is over 5 % of the height, or a column whose retina the crop cuts.
-Shortcuts are balanced accuracies of a forest that sees no retina (see the notebook of `audit`), on the train and val folders, patients held out.
+DATA is a folder of scans in Kaggle's layout; the pictures under --also are drawn and counted too. The sheets, with
+the curve that was found (green)
+and the upper and lower edge of the crop (red) beside the flattened view, go to --out as pages of 50; they show
+patients: keep them to yourself.
+On phantoms a failure is a curve whose median distance to Bruch's membrane is over 5 % of the height, or a column
+whose retina the crop cuts.
+Shortcuts are balanced accuracies of a forest that sees no retina (see the notebook of `audit`), on the train and val
+folders, patients held out.
 """
 import argparse
 import time
@@ -41,10 +47,12 @@ def tile(path):
     left, where = Image.fromarray(prepare(path, TILE, 'whole')).convert('RGB'), placed(path, TILE, 'crop')[1]
     d = ImageDraw.Draw(left)
     if where.retina:
-        for y, c in zip(lines(where, np.linspace(-1, 1, w)), ('lime', 'red', 'red')): d.line([(i, o*h) for i, o in enumerate(y)], c)
-    im = Image.new('RGB', (2*w+2, h+11))
-    for i, o in enumerate((left, Image.fromarray(prepare(path, TILE, 'flat')))): im.paste(o, (i*w, 0))
-    ImageDraw.Draw(im).text((2, h-1), f'{path.stem} {where.view}', 'yellow')
+        for y, c in zip(lines(where, np.linspace(-1, 1, w)), ('lime', 'red', 'red')):
+            d.line([(i, o * h) for i, o in enumerate(y)], c)
+    im = Image.new('RGB', (2 * w + 2, h + 11))
+    for i, o in enumerate((left, Image.fromarray(prepare(path, TILE, 'flat')))):
+        im.paste(o, (i * w, 0))
+    ImageDraw.Draw(im).text((2, h - 1), f'{path.stem} {where.view}', 'yellow')
     return im, where.view == 'whole'
 
 
@@ -67,24 +75,35 @@ def share(n, of):
 
 
 def phantom(i, seed):
-    "Median distance to Bruch's membrane, shares of columns whose retina crop and flat cut, and whether the view fell back"
+    """Median distance to Bruch's membrane, shares of columns whose retina crop and flat cut, and whether the view fell
+    back"""
     p = Phantom(seed, CLASSES[i % 4], patient=i)
     H, W = p.image.shape
     where = [placed(p.image, (256, 384), v)[1] for v in ('crop', 'flat')]
     top, left, h, w = where[0].frame
-    b = (p.layers[:, left:left+w]-top)/h # the trimmed frame is what was searched
-    ilm, rpe = b[0].clip(0, 1), b[-2].clip(0, 1) # what the frame itself cuts is not the view's fault
-    found, slack = lines(where[0], (2*np.arange(w)+1)/w-1)[0], 1/h
-    cut = [((ilm < o[1]-slack) | (rpe > o[2]+slack)).mean() for o in (lines(q, (2*np.arange(w)+1)/w-1) for q in where)]
-    return np.median(np.abs(found-b[-1])), *cut, where[0].view == 'whole'
+    b = (p.layers[:, left : left + w] - top) / h  # the trimmed frame is what was searched
+    ilm, rpe = b[0].clip(0, 1), b[-2].clip(0, 1)  # what the frame itself cuts is not the view's fault
+    found, slack = lines(where[0], (2 * np.arange(w) + 1) / w - 1)[0], 1 / h
+    cut = [
+        ((ilm < o[1] - slack) | (rpe > o[2] + slack)).mean()
+        for o in (lines(q, (2 * np.arange(w) + 1) / w - 1) for q in where)
+    ]
+    return np.median(np.abs(found - b[-1])), *cut, where[0].view == 'whole'
 
 
 def phantoms(n, seed):
     d = pd.DataFrame([phantom(i, seed) for i in range(n)], columns=['off', 'crop', 'flat', 'fell'])
     d['label'] = [CLASSES[i % 4] for i in range(n)]
     for name, g in [*d.groupby('label'), ('all', d)]:
-        print(f'{name}: median distance {g.off.median():.2%}, over 5 % {share((g.off > .05).sum(), len(g))}; seen whole {share(g.fell.sum(), len(g))}')
-        for v in ('crop', 'flat'): print(f'    {v} cuts retina: anywhere {share((g[v] > 0).sum(), len(g))}; in over 5 % of columns {share((g[v] > .05).sum(), len(g))}')
+        print(
+            f'{name}: median distance {g.off.median():.2%}, over 5 % {share((g.off > 0.05).sum(), len(g))}; seen '
+            f'whole {share(g.fell.sum(), len(g))}'
+        )
+        for v in ('crop', 'flat'):
+            print(
+                f'    {v} cuts retina: anywhere {share((g[v] > 0).sum(), len(g))}; in over 5 % of columns '
+                f'{share((g[v] > 0.05).sum(), len(g))}'
+            )
 
 
 def speed(paths, size, rounds=3):
@@ -93,8 +112,11 @@ def speed(paths, size, rounds=3):
         for _ in range(rounds):
             t, c = time.perf_counter(), time.process_time()
             prepare_many(paths, size, v)
-            wall.append(time.perf_counter()-t), cpu.append(time.process_time()-c)
-        print(f'{v}: {len(paths)/np.median(wall):.0f} scans per second on the clock (best {len(paths)/min(wall):.0f}), {1e3*np.median(cpu)/len(paths):.2f} ms of CPU time per scan')
+            wall.append(time.perf_counter() - t), cpu.append(time.process_time() - c)
+        print(
+            f'{v}: {len(paths) / np.median(wall):.0f} scans per second on the clock (best '
+            f'{len(paths) / min(wall):.0f}), {1e3 * np.median(cpu) / len(paths):.2f} ms of CPU time per scan'
+        )
 
 
 def position(table, data, size, view, seed=0):
@@ -113,8 +135,15 @@ def tells(data, out, size):
     got = {v: shortcuts(t, data, size, v).set_index(['stage', 'statistics']) for v in VIEWS}
     rows = {'as shipped': got['whole'].loc['as shipped'], **{v: o.loc['prepared'] for v, o in got.items()}}
     print(len(t), 'scans; balanced accuracy in %, chance is 25')
-    def text(value, low, high): return f'{100*value:.1f} ({100*low:.1f}–{100*high:.1f})'
-    print(pd.DataFrame({k: [text(r.value, r.low, r.high) for r in o.itertuples()] for k, o in rows.items()}, rows['whole'].index).to_string())
+
+    def text(value, low, high):
+        return f'{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})'
+
+    print(
+        pd.DataFrame(
+            {k: [text(r.value, r.low, r.high) for r in o.itertuples()] for k, o in rows.items()}, rows['whole'].index
+        ).to_string()
+    )
     print('position of the RPE', {v: text(*position(t, data, size, v)) for v in VIEWS})
 
 

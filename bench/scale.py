@@ -1,13 +1,18 @@
-"""20,000 scans by one process, by local Ray, and by local Ray with a worker and the driver killed: the same table, each scan once?
+"""20,000 scans by one process, by local Ray, and by local Ray with a worker and the driver killed: the same table,
+each scan once?
 
-    python bench/scale.py [--scans 20000] [--arch resnet18] [--size 160x240] [--block 256] [--timed 5000] [--rounds 2] [--workers N] [--cpus N] [--out FILE.json]
+    python bench/scale.py [--scans 20000] [--arch resnet18] [--size 160x240] [--block 256] [--timed 5000] [--rounds 2]
+        [--workers N] [--cpus N] [--out FILE.json]
 
-Draws 240 phantoms as JPEGs of 496x512 and gives each many names by hard links, so that reading and decoding cost what they cost; saves a network with random weights as a bundle. Then
+Draws 240 phantoms as JPEGs of 496x512 and gives each many names by hard links, so that reading and decoding cost what
+they cost; saves a network with random weights as a bundle. Then
 
-1. throughput: `--rounds` times in turns, one process and Ray score the first `--timed` scans, each in a fresh process of its own; the clock of a run starts with its process, and what lies before
+1. throughput: `--rounds` times in turns, one process and Ray score the first `--timed` scans, each in a fresh process
+of its own; the clock of a run starts with its process, and what lies before
    its first finished block is set apart as start-up;
 2. the whole list by one process;
-3. the whole list by Ray: a worker is killed with kill -9 after a quarter of the blocks and the driver with kill -9 after half of them; the same command is started again and finishes.
+3. the whole list by Ray: a worker is killed with kill -9 after a quarter of the blocks and the driver with kill -9
+after half of them; the same command is started again and finishes.
 
 Prints a table, the load of the machine, and whether both tables are equal. The exit code is 1 where they are not.
 """
@@ -44,8 +49,14 @@ def make_scans(folder, n, different=240):
 def make_bundle(folder, arch, size):
     from oct_classify.inference.bundle import save_bundle
     from oct_classify.training.network import network
+
     set_seed(0)
-    return save_bundle(folder, network(arch, 4, size).eval(), dict(arch=arch, classes=list(CLASSES), size=list(size), view='whole', mirror=False), onnx=True)
+    return save_bundle(
+        folder,
+        network(arch, 4, size).eval(),
+        dict(arch=arch, classes=list(CLASSES), size=list(size), view='whole', mirror=False),
+        onnx=True,
+    )
 
 
 def files_of(a): return sorted(map(str, (Path(a.dir)/'scans').rglob('*.jpeg')))[:a.n]
@@ -55,12 +66,17 @@ def job(a):
     "One run, in a process of its own"
     quiet()
     from oct_classify.inference.batch import Parts, bundle_hash, work_off
+
     bundle = f'{a.dir}/bundle'
     if a.job == 'one':
         from oct_classify.inference.model import OctModel
-        t = work_off(Parts(a.parts, files_of(a), dict(bundle=bundle_hash(bundle)), a.block), OctModel.load(bundle).predict)
+
+        t = work_off(
+            Parts(a.parts, files_of(a), dict(bundle=bundle_hash(bundle)), a.block), OctModel.load(bundle).predict
+        )
     else:
         from oct_classify.inference.batch import predict_ray
+
         t = predict_ray(bundle, files_of(a), a.parts, workers=a.workers, cpus=a.cpus, size=a.block)
     t.to_parquet(a.table)
 
@@ -68,8 +84,28 @@ def job(a):
 def begin(a, kind, n, name):
     "Start a run; its process, and the folder of its parts"
     parts, table = f'{a.dir}/{name}.parts', f'{a.dir}/{name}.parquet'
-    cmd = [sys.executable, '-W', 'ignore', __file__, '--job', kind, '--dir', a.dir, '--n', n, '--parts', parts, '--table', table, '--block', a.block, '--cpus', a.cpus]
-    if a.workers: cmd += ['--workers', a.workers]
+    cmd = [
+        sys.executable,
+        '-W',
+        'ignore',
+        __file__,
+        '--job',
+        kind,
+        '--dir',
+        a.dir,
+        '--n',
+        n,
+        '--parts',
+        parts,
+        '--table',
+        table,
+        '--block',
+        a.block,
+        '--cpus',
+        a.cpus,
+    ]
+    if a.workers:
+        cmd += ['--workers', a.workers]
     return subprocess.Popen(list(map(str, cmd))), Path(parts), table
 
 
@@ -90,12 +126,19 @@ def timed(a, kind, n, name):
 
 def workers_of(driver):
     "Ray's worker processes below this driver"
-    out = [line.split(None, 2) for line in subprocess.run(['ps', '-eo', 'pid=,ppid=,args='], capture_output=True, text=True).stdout.splitlines()]
+    out = [
+        line.split(None, 2)
+        for line in subprocess.run(
+            ['ps', '-eo', 'pid=,ppid=,args='], capture_output=True, text=True
+        ).stdout.splitlines()
+    ]
     parent = {int(pid): int(up) for pid, up, *_ in out}
 
     def below(pid):
-        while pid and pid != driver: pid = parent.get(pid, 0)
+        while pid and pid != driver:
+            pid = parent.get(pid, 0)
         return pid == driver
+
     return [int(pid) for pid, _, args in out if 'ray::MapWorker' in args and below(int(pid))]
 
 
@@ -107,13 +150,13 @@ def wait_for(p, parts, n):
 
 def killed(a, n, name):
     "The run that is disturbed; seconds, and what was done to it"
-    t0, blocks, log = time.time(), -(-n//a.block), []
+    t0, blocks, log = time.time(), -(-n // a.block), []
     p, parts, table = begin(a, 'ray', n, name)
-    wait_for(p, parts, blocks//4)
+    wait_for(p, parts, blocks // 4)
     victim = workers_of(p.pid)[0]
     os.kill(victim, signal.SIGKILL)
     log.append(f'worker {victim} killed at {done(parts)} of {blocks} blocks')
-    wait_for(p, parts, blocks//2)
+    wait_for(p, parts, blocks // 2)
     p.kill()
     p.wait()
     log.append(f'driver killed at {done(parts)} blocks')
@@ -123,28 +166,47 @@ def killed(a, n, name):
     p, parts, table = begin(a, 'ray', n, name)
     assert p.wait() == 0, 'Ray failed when started again'
     kept = sum(f.stat().st_mtime_ns == before.get(f.name) for f in parts.glob('part-*.parquet'))
-    log.append(f'second start took {time.time()-t1:.0f} s, did {blocks-kept} blocks and left {kept} of {len(before)} untouched')
-    return dict(scans=n, seconds=time.time()-t0, log=log, load=os.getloadavg()[0], table=table)
+    log.append(
+        f'second start took {time.time() - t1:.0f} s, did {blocks - kept} blocks and left {kept} of {len(before)} '
+        'untouched'
+    )
+    return dict(scans=n, seconds=time.time() - t0, log=log, load=os.getloadavg()[0], table=table)
 
 
 def compare(a, x, y, n):
     "Do two tables hold every scan once, with the same answers?"
     x, y = pd.read_parquet(x), pd.read_parquet(y)
-    once = all(len(t) == n and t.path.is_unique and set(t.path) == set(files_of(argparse.Namespace(dir=a.dir, n=n))) for t in (x, y))
+    once = all(
+        len(t) == n and t.path.is_unique and set(t.path) == set(files_of(argparse.Namespace(dir=a.dir, n=n)))
+        for t in (x, y)
+    )
     p = [c for c in x if c.startswith('p_')]
-    return dict(once=once, equal=x.equals(y), largest=float(np.abs(x[p].to_numpy()-y[p].to_numpy()).max()), same_answers=bool((x.predicted == y.predicted).all()))
+    return dict(
+        once=once,
+        equal=x.equals(y),
+        largest=float(np.abs(x[p].to_numpy() - y[p].to_numpy()).max()),
+        same_answers=bool((x.predicted == y.predicted).all()),
+    )
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--scans', type=int, default=20000); ap.add_argument('--timed', type=int, default=5000); ap.add_argument('--rounds', type=int, default=2)
-    ap.add_argument('--arch', default='resnet18'); ap.add_argument('--size', default='160x240'); ap.add_argument('--block', type=int, default=256)
-    ap.add_argument('--workers', type=int); ap.add_argument('--cpus', type=float, default=1); ap.add_argument('--out')
-    for o in ('--job', '--dir', '--parts', '--table'): ap.add_argument(o, help=argparse.SUPPRESS)
+    ap.add_argument('--scans', type=int, default=20000)
+    ap.add_argument('--timed', type=int, default=5000)
+    ap.add_argument('--rounds', type=int, default=2)
+    ap.add_argument('--arch', default='resnet18')
+    ap.add_argument('--size', default='160x240')
+    ap.add_argument('--block', type=int, default=256)
+    ap.add_argument('--workers', type=int)
+    ap.add_argument('--cpus', type=float, default=1)
+    ap.add_argument('--out')
+    for o in ('--job', '--dir', '--parts', '--table'):
+        ap.add_argument(o, help=argparse.SUPPRESS)
     ap.add_argument('--n', type=int, help=argparse.SUPPRESS)
     a = ap.parse_args()
     a.timed = min(a.timed, a.scans)
-    if a.job: return job(a)
+    if a.job:
+        return job(a)
     with tempfile.TemporaryDirectory(dir=os.environ.get('OCT_TMP')) as d:
         a.dir = d
         make_scans(d, a.scans)
@@ -153,18 +215,44 @@ def main():
         rows = []
         for r in range(a.rounds):
             for kind in ('one', 'ray'):
-                rows.append(dict(what='one process' if kind == 'one' else 'Ray') | timed(a, kind, a.timed, f'{kind}{r}'))
-                print('{what:12s} {scans:6,} scans {seconds:6.1f} s, {rate:6.1f} scans/s, start-up {start_up:5.1f} s, load {load:.1f}'.format(**rows[-1]), flush=True)
+                rows.append(
+                    dict(what='one process' if kind == 'one' else 'Ray') | timed(a, kind, a.timed, f'{kind}{r}')
+                )
+                print(
+                    '{what:12s} {scans:6,} scans {seconds:6.1f} s, {rate:6.1f} scans/s, start-up {start_up:5.1f} s, '
+                    'load {load:.1f}'.format(
+                        **rows[-1]
+                    ),
+                    flush=True,
+                )
         one, ray = ([o for o in rows if o['what'] == k] for k in ('one process', 'Ray'))
-        ratio = float(np.median([y['rate']/x['rate'] for x, y in zip(one, ray)]))
+        ratio = float(np.median([y['rate'] / x['rate'] for x, y in zip(one, ray)]))
         print(f'Ray reaches {ratio:.0%} of the throughput of one process (median of {a.rounds} pairs)', flush=True)
         whole = dict(what='one process, all') | timed(a, 'one', a.scans, 'whole')
-        print('{what} {scans:,} scans {seconds:.1f} s, {rate:.1f} scans/s, start-up {start_up:.1f} s, load {load:.1f}'.format(**whole), flush=True)
+        print(
+            '{what} {scans:,} scans {seconds:.1f} s, {rate:.1f} scans/s, '
+            'start-up {start_up:.1f} s, load {load:.1f}'.format(
+                **whole
+            ),
+            flush=True,
+        )
         hurt = dict(what='Ray, killed twice') | killed(a, a.scans, 'killed')
-        print('{what} {scans:,} scans {seconds:.1f} s, load {load:.1f}'.format(**hurt), *hurt['log'], sep='\n  ', flush=True)
+        print(
+            '{what} {scans:,} scans {seconds:.1f} s, load {load:.1f}'.format(**hurt),
+            *hurt['log'],
+            sep='\n  ',
+            flush=True,
+        )
         same = compare(a, whole['table'], hurt['table'], a.scans)
-        print(f"every scan once: {same['once']}; tables equal to the last bit: {same['equal']}; largest difference of a probability: {same['largest']:.1e}; same answers: {same['same_answers']}", flush=True)
-    if a.out: Path(a.out).write_text(json.dumps(dict(rows=rows, ratio=ratio, whole=whole, killed=hurt, same=same), indent=1)+'\n')
+        print(
+            f"every scan once: {same['once']}; tables equal to the last bit: {same['equal']}; largest difference of a "
+            f"probability: {same['largest']:.1e}; same answers: {same['same_answers']}",
+            flush=True,
+        )
+    if a.out:
+        Path(a.out).write_text(
+            json.dumps(dict(rows=rows, ratio=ratio, whole=whole, killed=hurt, same=same), indent=1) + '\n'
+        )
     sys.exit(not (same['once'] and same['largest'] < 1e-6))
 
 

@@ -1,8 +1,10 @@
-"""What trained models lean on beside the retina: the shortcut check of oct_classify.evaluation.shortcuts on the test scans of their runs, printed as markdown.
+"""What trained models lean on beside the retina: the shortcut check of oct_classify.evaluation.shortcuts on the test
+scans of their runs, printed as markdown.
 
     python bench/shortcut_model.py DATA BUNDLE… [--out DIR] [--seed 0]
 
-Evaluation only: nothing is fitted or chosen. The test scans are those that the bundle's own predictions name as such. With --out, pictures of the scans
+Evaluation only: nothing is fitted or chosen. The test scans are those that the bundle's own predictions name as such.
+With --out, pictures of the scans
 (mistakes, typical and doubtful scans, the map of features, the disturbances) go to that folder.
 """
 import argparse
@@ -10,7 +12,6 @@ import datetime
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from oct_classify.core import make_dir, quiet
@@ -56,15 +57,24 @@ def pictures(p, data, model, out):
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument('data', type=Path); a.add_argument('bundle', type=Path, nargs='+'); a.add_argument('--out', type=Path); a.add_argument('--seed', type=int, default=0)
+    a.add_argument('data', type=Path)
+    a.add_argument('bundle', type=Path, nargs='+')
+    a.add_argument('--out', type=Path)
+    a.add_argument('--seed', type=int, default=0)
     a = a.parse_args()
     quiet()
     print(f'{datetime.date.today()}, {hardware()}')
     for b in a.bundle:
         start, p, model = time.time(), test_scans(b), OctModel.load(b)
-        t = shortcut_check(model, [a.data/o for o in p.path], p.label, p.patient, a.seed)
-        print(f"\n{b}: recipe {model.config.get('recipe')}, {len(p)} scans of {p.patient.nunique()} patients, accuracy {as_text(figures(p)['accuracy'], 'accuracy')}; {time.time()-start:.0f} s\n\n{markdown(shortcut_text(t))}", flush=True)
-        if a.out: pictures(p, a.data, model, make_dir(a.out/b.parent.name))
+        t = shortcut_check(model, [a.data / o for o in p.path], p.label, p.patient, a.seed)
+        print(
+            f"\n{b}: recipe {model.config.get('recipe')}, {len(p)} scans of {p.patient.nunique()} patients, accuracy "
+            f"{as_text(figures(p)['accuracy'], 'accuracy')}; {time.time() - start:.0f} "
+            f"s\n\n{markdown(shortcut_text(t))}",
+            flush=True,
+        )
+        if a.out:
+            pictures(p, a.data, model, make_dir(a.out / b.parent.name))
 
 
 if __name__ == '__main__': main()

@@ -30,50 +30,74 @@ KINDS = {
 
 class Folder:
     "Plants faults and keeps the books"
+
     def __init__(self, root, seed=0):
         self.root, self.rng, self.next, self.used = root, np.random.default_rng(seed), 90_000_000, set()
         self.exact, self.near, self.conflict, self.leak, self.corrupt = {}, {}, {}, set(), set()
 
     def pick(self, folder, label=None):
         "A scan that was not used for anything yet, of a patient that was not either"
-        files = sorted(p for p in (self.root/folder).rglob('*.jpeg') if patient(p) < 90_000_000 and patient(p) not in self.used and label in (None, p.parent.name))
+        files = sorted(
+            p
+            for p in (self.root / folder).rglob('*.jpeg')
+            if patient(p) < 90_000_000 and patient(p) not in self.used and label in (None, p.parent.name)
+        )
         p = files[self.rng.integers(len(files))]
         self.used.add(patient(p))
         return p
 
     def name(self, folder, label, ext='jpeg'):
         self.next += 1
-        return self.root/folder/label/f'{label}-{self.next}-1.{ext}'
+        return self.root / folder / label / f'{label}-{self.next}-1.{ext}'
 
-    def rel(self, p): return p.relative_to(self.root.parent).as_posix()
+    def rel(self, p):
+        return p.relative_to(self.root.parent).as_posix()
 
     def add(self, book, source, target, kind=None):
-        if kind is None: shutil.copy(source, target)
-        else: Image.fromarray(np.ascontiguousarray(KINDS[kind](read_grey(source), self.rng))).save(target, quality=35 if kind == 're-encoded' else 85)
+        if kind is None:
+            shutil.copy(source, target)
+        else:
+            Image.fromarray(np.ascontiguousarray(KINDS[kind](read_grey(source), self.rng))).save(
+                target, quality=35 if kind == 're-encoded' else 85
+            )
         book[self.rel(target)] = self.rel(source)
 
 
 @pytest.fixture(scope='module')
 def planted(real, tmp_path_factory):
-    root = tmp_path_factory.mktemp('kaggle')/'OCT2017 '
+    root = tmp_path_factory.mktemp('kaggle') / 'OCT2017 '
     shutil.copytree(real, root)
     f = Folder(root)
-    several = [p for p in sorted((root/'train').rglob('*-2.jpeg')) if p.with_name(p.name.replace('-2.', '-1.')).exists()]
+    several = [
+        p for p in sorted((root / 'train').rglob('*-2.jpeg')) if p.with_name(p.name.replace('-2.', '-1.')).exists()
+    ]
     for p in f.rng.permutation(several)[:20]:  # patients on both sides: one of their scans moves to test
-        p.rename(root/'test'/p.parent.name/p.name)
+        p.rename(root / 'test' / p.parent.name / p.name)
         f.leak.add(patient(p))
         f.used.add(patient(p))
     assert len(f.leak) == 20
     for i in range(30):
         p = f.pick(('train', 'test')[i % 2])
-        f.add(f.exact, p, f.name(('train', 'val')[i//2 % 2], p.parent.name))
+        f.add(f.exact, p, f.name(('train', 'val')[i // 2 % 2], p.parent.name))
     for kind in KINDS:
         for i in range(10):
             p = f.pick(('train', 'test')[i < 4])
-            f.add(f.near, p, f.name(('train', 'val')[i % 2], p.parent.name, 'png' if i % 3 == 0 and kind != 're-encoded' else 'jpeg'), kind)
+            f.add(
+                f.near,
+                p,
+                f.name(
+                    ('train', 'val')[i % 2], p.parent.name, 'png' if i % 3 == 0 and kind != 're-encoded' else 'jpeg'
+                ),
+                kind,
+            )
     for i in range(10):
         p = f.pick('train')
-        f.add(f.conflict, p, f.name('train', CLASSES[(CLASSES.index(p.parent.name)+1) % 4]), None if i < 5 else 'brightness')
+        f.add(
+            f.conflict,
+            p,
+            f.name('train', CLASSES[(CLASSES.index(p.parent.name) + 1) % 4]),
+            None if i < 5 else 'brightness',
+        )
     for k, data in enumerate((b'', b'not an image', b'%PDF-1.4', f.pick('train').read_bytes()[:3000], bytes(5000))):
         p = f.name('train', CLASSES[k % 4])
         p.write_bytes(data)
@@ -84,9 +108,16 @@ def planted(real, tmp_path_factory):
 @pytest.fixture(scope='module')
 def audited(planted, tmp_path_factory):
     from oct_classify.cli import main
+
     out = tmp_path_factory.mktemp('audit')
     code = main(['audit', str(planted.root.parent), '--out', str(out), '--strict', '--quiet'])
-    return code, out, json.loads((out/'audit.json').read_text()), load_table(out/'scans.parquet').set_index('path'), load_table(out/'duplicates.parquet')
+    return (
+        code,
+        out,
+        json.loads((out / 'audit.json').read_text()),
+        load_table(out / 'scans.parquet').set_index('path'),
+        load_table(out / 'duplicates.parquet'),
+    )
 
 
 def test_all_copies_are_found_and_no_other(planted, audited):
@@ -102,12 +133,16 @@ def test_all_copies_are_found_and_no_other(planted, audited):
 
 def test_conflicts_leaks_and_corrupt_files_are_found(planted, audited):
     _, _, found, table, _ = audited
-    assert found['conflicts'] == 10 and set(planted.conflict) <= set(table.index[table['flags'].str.contains('conflict')])
+    assert found['conflicts'] == 10 and set(planted.conflict) <= set(
+        table.index[table['flags'].str.contains('conflict')]
+    )
     assert set(table.index[table.error != '']) == planted.corrupt and found['unusable'] == 5
     leaking = table[(table.folder == 'test') & table.patient.isin(planted.leak)]
     assert len(leaking) == 20 and leaking['flags'].str.contains('leak').all()
     touched = {p for p in table.index[table.folder == 'test'] if 'leak' in table['flags'][p]}
-    by_copy = {table.patient[b] for a, b in (planted.exact | planted.near).items() if '/test/' in b and '/test/' not in a}
+    by_copy = {
+        table.patient[b] for a, b in (planted.exact | planted.near).items() if '/test/' in b and '/test/' not in a
+    }
     assert {table.patient[p] for p in touched} == planted.leak | by_copy and found['test_scans_touched'] == len(touched)
 
 
@@ -123,9 +158,24 @@ def test_clean_split_knows_nothing_of_the_test(planted, audited):
     df = split_table(table)
     assert 'no file or duplicate of one' in str(check_split(df))
     side = df.set_index('path').split
-    apart = {('train', 'test'), ('test', 'train'), ('valid', 'test'), ('test', 'valid'), ('train', 'valid'), ('valid', 'train')}
-    assert [o for o in (planted.exact | planted.near | planted.conflict).items() if (side[o[0]], side[o[1]]) in apart] == []
-    assert df[df.patient.isin(planted.leak)].groupby('patient').split.apply(set).apply(lambda s: s <= {'test', 'dropped'}).all()
+    apart = {
+        ('train', 'test'),
+        ('test', 'train'),
+        ('valid', 'test'),
+        ('test', 'valid'),
+        ('train', 'valid'),
+        ('valid', 'train'),
+    }
+    assert [
+        o for o in (planted.exact | planted.near | planted.conflict).items() if (side[o[0]], side[o[1]]) in apart
+    ] == []
+    assert (
+        df[df.patient.isin(planted.leak)]
+        .groupby('patient')
+        .split.apply(set)
+        .apply(lambda s: s <= {'test', 'dropped'})
+        .all()
+    )
     torn = df[df.path.isin([*planted.conflict, *planted.conflict.values()])]
     assert (torn.split == 'dropped').all()
 
@@ -137,13 +187,16 @@ def test_untouched_scans_have_no_copy(real, tmp_path):
 
 
 def test_a_picture_kept_many_times_is_one_picture(tmp_path):
-    "Sixty qualities of one picture, once under another class and once in test: one conflict, sixty files, one link fewer"
+    """Sixty qualities of one picture, once under another class and once in test: one conflict, sixty files, one link
+    fewer"""
     from oct_classify.data.audit import conflicts, examine, findings
     from oct_classify.phantoms.phantom import phantom_folder
-    d = phantom_folder(tmp_path/'eyes', 3, 0, 2, shape=(248, 256))
-    g = read_grey(d/'train/CNV/CNV-1000-1.jpeg')
-    for q in range(40, 98): Image.fromarray(g).save(d/f'train/CNV/CNV-{5000+q}-1.jpeg', quality=q)
-    Image.fromarray(g).save(d/'train/DME/DME-6000-1.png')
+
+    d = phantom_folder(tmp_path / 'eyes', 3, 0, 2, shape=(248, 256))
+    g = read_grey(d / 'train/CNV/CNV-1000-1.jpeg')
+    for q in range(40, 98):
+        Image.fromarray(g).save(d / f'train/CNV/CNV-{5000 + q}-1.jpeg', quality=q)
+    Image.fromarray(g).save(d / 'train/DME/DME-6000-1.png')
     table, pairs = examine(d, tmp_path)
     f = findings(table, pairs, pd.DataFrame())
     assert f['near'] + f['exact'] == len(pairs) == 59 and f['conflicts'] == 1 and len(conflicts(table)) == 60
@@ -170,7 +223,8 @@ def test_bare_class_folders_beside_a_test_folder(tmp_path, cli):
 
 
 def test_graphs_have_32_bit_indices(monkeypatch, tmp_path):
-    "SciPy before 1.17.1, which Colab has, takes no others: near duplicates ended `audit` and `run` with a fault of the program"
+    """SciPy before 1.17.1, which Colab has, takes no others: near duplicates ended `audit` and `run` with a fault of
+    the program"""
     from oct_classify.data import duplicates
     from oct_classify.cli import main
     from oct_classify.phantoms.phantom import phantom_folder
@@ -180,13 +234,16 @@ def test_graphs_have_32_bit_indices(monkeypatch, tmp_path):
             assert {a.dtype.name for a in (graph.tocsr().indices, *graph.tocoo().coords)} == {'int32'}
             called.add(routine.__name__)
             return routine(graph, *args, **kwargs)
+
         return call
+
     called = set()
-    for name in ('connected_components', 'minimum_spanning_tree'): monkeypatch.setattr(duplicates, name, checked(getattr(duplicates, name)))
-    scan = next(phantom_folder(tmp_path/'data', 4, 0, 1, shape=(124, 128)).glob('train/CNV/*'))
-    Image.fromarray(clipped(read_grey(scan)+4.)).save(scan.with_name('CNV-99999-1.jpeg'), quality=95)
-    assert main(['audit', str(tmp_path/'data'), '--out', str(tmp_path/'out')]) == 0
-    pairs = load_table(tmp_path/'out/duplicates.parquet')
+    for name in ('connected_components', 'minimum_spanning_tree'):
+        monkeypatch.setattr(duplicates, name, checked(getattr(duplicates, name)))
+    scan = next(phantom_folder(tmp_path / 'data', 4, 0, 1, shape=(124, 128)).glob('train/CNV/*'))
+    Image.fromarray(clipped(read_grey(scan) + 4.0)).save(scan.with_name('CNV-99999-1.jpeg'), quality=95)
+    assert main(['audit', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')]) == 0
+    pairs = load_table(tmp_path / 'out/duplicates.parquet')
     assert list(pairs.kind) == ['near']
-    split_table(load_table(tmp_path/'out/scans.parquet'), 'patient')
+    split_table(load_table(tmp_path / 'out/scans.parquet'), 'patient')
     assert called == {'connected_components', 'minimum_spanning_tree'}

@@ -37,7 +37,12 @@ def archive(path, n=30, size=4000, seed=0):
     return want
 
 
-def contents(d): return {p.relative_to(d).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in d.rglob('*') if p.is_file() and p.name != room.RECEIPT}
+def contents(d):
+    return {
+        p.relative_to(d).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in d.rglob('*')
+        if p.is_file() and p.name != room.RECEIPT
+    }
 
 
 def complete(dest, want):
@@ -63,21 +68,28 @@ def ranges(server): return [int(o['range'][6:-1]) for o in server.log if o['rang
 
 def refused(*args, **kwargs):
     "The one sentence that a download ends with"
-    with pytest.raises(OctError) as e: download(*args, **kwargs)
+    with pytest.raises(OctError) as e:
+        download(*args, **kwargs)
     text = str(e.value)
-    assert text.count('\n') == 0 and not any(o in text for o in SECRETS) and e.value.__suppress_context__ | (e.value.__context__ is None)
+    assert (
+        text.count('\n') == 0
+        and not any(o in text for o in SECRETS)
+        and e.value.__suppress_context__ | (e.value.__context__ is None)
+    )
     return text
 
 
 def test_a_download_and_a_second_call(server, made, tmp_path, capfd):
-    assert download(tmp_path/'d') == tmp_path/'d'
-    assert complete(tmp_path/'d', made[1]) and len(find_scans(tmp_path/'d')) == len(made[1])
+    assert download(tmp_path / 'd') == tmp_path / 'd'
+    assert complete(tmp_path / 'd', made[1]) and len(find_scans(tmp_path / 'd')) == len(made[1])
     asked = len(server.log)
-    download(tmp_path/'d')
-    assert len(server.log) == asked # nothing was asked the second time
+    download(tmp_path / 'd')
+    assert len(server.log) == asked  # nothing was asked the second time
     out, err = capfd.readouterr()
     assert out == '' and 'MD5 verified' in err and 'each with the right CRC-32' in err and 'holds scans already' in err
-    assert all(o['login'] == (f'Bearer {TOKEN}' if o['method'] == 'POST' else None) for o in server.log) # the storage never sees the login
+    assert all(
+        o['login'] == (f'Bearer {TOKEN}' if o['method'] == 'POST' else None) for o in server.log
+    )  # the storage never sees the login
 
 
 def test_a_progress_bar_with_rate_and_remaining_time(server, tmp_path, monkeypatch, capfd):
@@ -89,25 +101,35 @@ def test_a_progress_bar_with_rate_and_remaining_time(server, tmp_path, monkeypat
 
 def test_a_line_that_is_cut_again_and_again(server, made, tmp_path):
     "More interruptions than attempts are allowed, but each brings something"
-    server.faults += [dict(cut=100_000)]*8
-    download(tmp_path/'d')
-    assert complete(tmp_path/'d', made[1]) and len(ranges(server)) == 9 and sorted(set(ranges(server))) == ranges(server)
+    server.faults += [dict(cut=100_000)] * 8
+    download(tmp_path / 'd')
+    assert (
+        complete(tmp_path / 'd', made[1]) and len(ranges(server)) == 9 and sorted(set(ranges(server))) == ranges(server)
+    )
 
 
 def test_a_line_that_brings_nothing(server, made, tmp_path):
-    server.faults += [dict(cut=100_000)] + [dict(cut=0)]*5
-    assert re.search(r'connection broke off and 5 attempts in a row brought nothing.* the [\d.]+ kB that arrived are kept\.$', refused(tmp_path/'d'))
+    server.faults += [dict(cut=100_000)] + [dict(cut=0)] * 5
+    assert re.search(
+        r'connection broke off and 5 attempts in a row brought nothing.* the [\d.]+ kB that arrived are kept\.$',
+        refused(tmp_path / 'd'),
+    )
     arrived = ranges(server)[-1]
-    download(tmp_path/'d')
-    assert arrived > 0 and ranges(server)[-1] == arrived and complete(tmp_path/'d', made[1])
+    download(tmp_path / 'd')
+    assert arrived > 0 and ranges(server)[-1] == arrived and complete(tmp_path / 'd', made[1])
 
 
 def test_a_server_that_ignores_range(server, made, tmp_path):
-    server.faults += [dict(cut=200_000), dict(ranges=False, cut=150_000), dict(ranges=False, cut=300_000), dict(ranges=False)]
-    download(tmp_path/'d')
-    assert complete(tmp_path/'d', made[1]) and len(ranges(server)) == 4
-    server.faults += [dict(cut=200_000)] + [dict(ranges=False, cut=150_000)]*5 # never gets as far as we are
-    assert '5 attempts' in refused(tmp_path/'e')
+    server.faults += [
+        dict(cut=200_000),
+        dict(ranges=False, cut=150_000),
+        dict(ranges=False, cut=300_000),
+        dict(ranges=False),
+    ]
+    download(tmp_path / 'd')
+    assert complete(tmp_path / 'd', made[1]) and len(ranges(server)) == 4
+    server.faults += [dict(cut=200_000)] + [dict(ranges=False, cut=150_000)] * 5  # never gets as far as we are
+    assert '5 attempts' in refused(tmp_path / 'e')
 
 
 def test_a_range_that_begins_elsewhere(server, made, tmp_path):
@@ -181,23 +203,28 @@ def test_a_server_that_stays_busy(server, tmp_path, code):
 
 
 def test_logins(server, made, tmp_path, capfd):
-    home = tmp_path/'home'
-    with server.visit(home, 'planted-token-that-is-wrong'): assert 'login from KAGGLE_API_TOKEN (401)' in refused(tmp_path/'d')
+    home = tmp_path / 'home'
+    with server.visit(home, 'planted-token-that-is-wrong'):
+        assert 'login from KAGGLE_API_TOKEN (401)' in refused(tmp_path / 'd')
     with server.visit(home, None):
-        assert 'No Kaggle login was found' in refused(tmp_path/'d')
+        assert 'No Kaggle login was found' in refused(tmp_path / 'd')
         os.environ |= dict(KAGGLE_USERNAME='tester', KAGGLE_KEY='planted-key')
-        assert complete(download(tmp_path/'pair'), made[1])
-    with server.visit(home, None, KAGGLE_CONFIG_DIR=str(tmp_path/'config')):
-        (tmp_path/'config').mkdir()
-        (tmp_path/'config/kaggle.json').write_text(json.dumps(dict(username='tester', key='planted-key')))
-        os.chmod(tmp_path/'config/kaggle.json', 0o644)
-        assert complete(download(tmp_path/'file'), made[1])
-        (tmp_path/'config/kaggle.json').write_text(json.dumps(dict(username='tester', key='planted-key\u2026')))
-        assert 'characters that no login has' in refused(tmp_path/'d')
-    with server.visit(home, 'planted-token\nX-Evil: 1'): assert 'characters that no login has' in refused(tmp_path/'d')
-    with server.visit(home, VERBOSE='true', KAGGLE_API_TOKEN=TOKEN): assert complete(download(tmp_path/'verbose'), made[1])
+        assert complete(download(tmp_path / 'pair'), made[1])
+    with server.visit(home, None, KAGGLE_CONFIG_DIR=str(tmp_path / 'config')):
+        (tmp_path / 'config').mkdir()
+        (tmp_path / 'config/kaggle.json').write_text(json.dumps(dict(username='tester', key='planted-key')))
+        os.chmod(tmp_path / 'config/kaggle.json', 0o644)
+        assert complete(download(tmp_path / 'file'), made[1])
+        (tmp_path / 'config/kaggle.json').write_text(json.dumps(dict(username='tester', key='planted-key\u2026')))
+        assert 'characters that no login has' in refused(tmp_path / 'd')
+    with server.visit(home, 'planted-token\nX-Evil: 1'):
+        assert 'characters that no login has' in refused(tmp_path / 'd')
+    with server.visit(home, VERBOSE='true', KAGGLE_API_TOKEN=TOKEN):
+        assert complete(download(tmp_path / 'verbose'), made[1])
     assert not any(o in ''.join(capfd.readouterr()) for o in SECRETS)
-    assert not any(o in p.read_bytes().decode('latin1') for p in (tmp_path/'d').rglob('*') if p.is_file() for o in SECRETS)
+    assert not any(
+        o in p.read_bytes().decode('latin1') for p in (tmp_path / 'd').rglob('*') if p.is_file() for o in SECRETS
+    )
 
 
 def test_no_login_and_no_network(tmp_path):
@@ -213,8 +240,10 @@ def test_no_network(tmp_path, monkeypatch):
 
 def test_terms_and_unknown_data_sets(server, tmp_path):
     server.terms = False
-    assert f'open https://www.kaggle.com/datasets/{DATASET} in a browser, sign in, accept the terms' in refused(tmp_path/'d')
-    assert 'no data set nobody/nothing (404)' in refused(tmp_path/'d', dataset='nobody/nothing')
+    assert f'open https://www.kaggle.com/datasets/{DATASET} in a browser, sign in, accept the terms' in refused(
+        tmp_path / 'd'
+    )
+    assert 'no data set nobody/nothing (404)' in refused(tmp_path / 'd', dataset='nobody/nothing')
 
 
 def test_a_web_page_instead(server, tmp_path):
@@ -234,31 +263,46 @@ def test_too_little_room(server, tmp_path, monkeypatch):
     assert 'are needed' in refused(tmp_path/'d') and os.listdir(tmp_path/'d') == []
 
 
-RUN = 'import sys; from oct_classify.data.download import download; from oct_classify.core import *\ntry: download(sys.argv[1])\nexcept OctError as e: sys.exit(str(e))'
-LIMIT = 'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (%d,)*2)\n'
+RUN = '''import sys
+from oct_classify.data.download import download
+from oct_classify.core import *
+try: download(sys.argv[1])
+except OctError as e: sys.exit(str(e))'''
+LIMIT = '''import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (%d,)*2)
+'''
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='needs POSIX resource limits')
 @pytest.mark.parametrize('limit', [300_000, 2_000])
 def test_a_disk_that_fills_up(server, made, tmp_path, limit):
     "In the middle of the archive, or of the scans: one sentence, and the next call goes on"
-    more = [] if limit > 100_000 else [tmp_path/'d/kermany2018.zip']
-    for f in more: f.parent.mkdir(); shutil.copy(made[0], f)
-    got = subprocess.run([sys.executable, '-c', LIMIT % limit + RUN, tmp_path/'d'], capture_output=True, text=True)
-    assert got.returncode == 1 and got.stderr.splitlines()[-1].startswith('The disk is full') and 'Traceback' not in got.stderr, got.stderr
-    assert not (tmp_path/'d/scans').exists() and not (tmp_path/'d/.scans.part').exists()
-    download(tmp_path/'d')
-    assert complete(tmp_path/'d', made[1]) and (more or ranges(server)[-1] > 100_000)
+    more = [] if limit > 100_000 else [tmp_path / 'd/kermany2018.zip']
+    for f in more:
+        f.parent.mkdir()
+        shutil.copy(made[0], f)
+    got = subprocess.run([sys.executable, '-c', LIMIT % limit + RUN, tmp_path / 'd'], capture_output=True, text=True)
+    assert (
+        got.returncode == 1
+        and got.stderr.splitlines()[-1].startswith('The disk is full')
+        and 'Traceback' not in got.stderr
+    ), got.stderr
+    assert not (tmp_path / 'd/scans').exists() and not (tmp_path / 'd/.scans.part').exists()
+    download(tmp_path / 'd')
+    assert complete(tmp_path / 'd', made[1]) and (more or ranges(server)[-1] > 100_000)
 
 
-@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 1)() == 0, reason='no folder can be made unwritable for this user')
+@pytest.mark.skipif(
+    os.name == 'nt' or getattr(os, 'geteuid', lambda: 1)() == 0, reason='no folder can be made unwritable for this user'
+)
 def test_unwritable_folder(server, made, tmp_path):
-    download(tmp_path/'full')
+    download(tmp_path / 'full')
     for d in ('shut', 'full'):
-        (tmp_path/d).mkdir(exist_ok=True)
-        (tmp_path/d).chmod(0o500)
-    assert 'may write' in refused(tmp_path/'shut')
-    assert download(tmp_path/'full') == tmp_path/'full' # what is at hand may be read-only
+        (tmp_path / d).mkdir(exist_ok=True)
+        (tmp_path / d).chmod(0o500)
+    assert 'may write' in refused(tmp_path / 'shut')
+    assert download(tmp_path / 'full') == tmp_path / 'full'  # what is at hand may be read-only
 
 
 def test_two_processes_at_once(server, made, tmp_path):
@@ -274,14 +318,24 @@ def test_two_processes_at_once(server, made, tmp_path):
 @pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
 def test_ctrl_c_resumes(server, made, tmp_path):
     import signal
+
     server.rate = 300_000
-    p = subprocess.Popen([sys.executable, '-c', 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n' + RUN, tmp_path/'d'], stderr=subprocess.DEVNULL)
-    while not [f for f in tmp_path.glob('d/*.part') if f.stat().st_size > 200_000]: time.sleep(.02)
+    p = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n' + RUN,
+            tmp_path / 'd',
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    while not [f for f in tmp_path.glob('d/*.part') if f.stat().st_size > 200_000]:
+        time.sleep(0.02)
     p.send_signal(signal.SIGINT)
     assert p.wait() != 0
     server.rate = 0
-    download(tmp_path/'d')
-    assert complete(tmp_path/'d', made[1]) and ranges(server)[-1] >= 200_000
+    download(tmp_path / 'd')
+    assert complete(tmp_path / 'd', made[1]) and ranges(server)[-1] >= 200_000
 
 
 def work(variables, dest):
@@ -294,7 +348,15 @@ def work(variables, dest):
 def stage(dest):
     "Where a killed process was"
     names = {p.name for p in dest.rglob('*') if 'scans' not in p.parent.parts} if dest.exists() else set()
-    return 'done' if 'scans' in names and 'kermany2018.zip' not in names else 'unpack' if '.scans.part' in names or 'kermany2018.zip' in names else 'download' if '.kermany2018.zip.part' in names else 'start'
+    return (
+        'done'
+        if 'scans' in names and 'kermany2018.zip' not in names
+        else 'unpack'
+        if '.scans.part' in names or 'kermany2018.zip' in names
+        else 'download'
+        if '.kermany2018.zip.part' in names
+        else 'start'
+    )
 
 
 @pytest.mark.slow
@@ -363,18 +425,24 @@ def test_killed_before_each_rename_and_deletion(server, tmp_path):
 @pytest.mark.parametrize('why', ['leads outside', 'is a link', 'would unpack'])
 def test_one_hostile_member(server, made, tmp_path, why):
     "Refused, named, and nothing unpacked, although all others are good"
-    bad = tmp_path/'bad.zip'
+    bad = tmp_path / 'bad.zip'
     shutil.copy(made[0], bad)
     name = '../../evil.jpeg' if 'outside' in why else 'train/CNV/evil.jpeg'
     m = zipfile.ZipInfo(name)
     m.compress_type = zipfile.ZIP_DEFLATED
-    if 'link' in why: m.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(bad, 'a') as z: z.writestr(m, bytes(10**8) if 'unpack' in why else '/etc/passwd')
-    text = refused(tmp_path/'d', zip=bad)
+    if 'link' in why:
+        m.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(bad, 'a') as z:
+        z.writestr(m, bytes(10**8) if 'unpack' in why else '/etc/passwd')
+    text = refused(tmp_path / 'd', zip=bad)
     assert why in text and name in text and 'nothing of it was unpacked' in text
     server.change(bad.read_bytes())
-    assert name in refused(tmp_path/'e')
-    assert os.listdir(tmp_path/'d') == [] and os.listdir(tmp_path/'e') == ['kermany2018.zip'] and not list(tmp_path.rglob('evil*'))
+    assert name in refused(tmp_path / 'e')
+    assert (
+        os.listdir(tmp_path / 'd') == []
+        and os.listdir(tmp_path / 'e') == ['kermany2018.zip']
+        and not list(tmp_path.rglob('evil*'))
+    )
 
 
 def test_a_member_that_lies_about_its_size(made, tmp_path):
@@ -389,11 +457,16 @@ def test_a_member_that_lies_about_its_size(made, tmp_path):
 
 def test_the_official_command_line_takes_this_server_for_kaggle(server, made, tmp_path):
     "What the tests above rest on: the `kaggle` command itself downloads from it"
-    got = subprocess.run([sys.executable, '-m', 'kaggle', 'datasets', 'download', DATASET, '-p', str(tmp_path/'k')], capture_output=True, text=True)
-    assert (tmp_path/'k/kermany2018.zip').read_bytes() == made[0].read_bytes(), got.stdout + got.stderr
+    got = subprocess.run(
+        [sys.executable, '-m', 'kaggle', 'datasets', 'download', DATASET, '-p', str(tmp_path / 'k')],
+        capture_output=True,
+        text=True,
+    )
+    assert (tmp_path / 'k/kermany2018.zip').read_bytes() == made[0].read_bytes(), got.stdout + got.stderr
     assert any(o['url'] == STORAGE for o in server.log)
 
 
 def test_neither_torch_nor_fastai_nor_the_client_is_imported():
-    code = 'import sys, oct_classify.data.download; print([o for o in ("torch", "fastai", "kaggle", "kagglesdk") if o in sys.modules])'
+    heavy = ('torch', 'fastai', 'kaggle', 'kagglesdk')
+    code = f'import sys, oct_classify.data.download; print([o for o in {heavy} if o in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

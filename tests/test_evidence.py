@@ -42,44 +42,88 @@ def test_faulty_table(cli, tmp_path, says):
 
 def test_strangers_table(cli, tmp_path):
     "Classes of their own, no patients, no validation: everything that can be known, and nothing else"
-    t = imaginary(40, 3.).drop(columns='patient').rename(columns=dict(p_CNV='p_wet', p_DME='p_dry', p_DRUSEN='p_other', p_NORMAL='p_none'))
+    t = (
+        imaginary(40, 3.0)
+        .drop(columns='patient')
+        .rename(columns=dict(p_CNV='p_wet', p_DME='p_dry', p_DRUSEN='p_other', p_NORMAL='p_none'))
+    )
     t['label'] = t.label.map(dict(CNV='wet', DME='dry', DRUSEN='other', NORMAL='none'))
-    t.to_csv(tmp_path/'p.csv', index=False)
-    code, _, err = cli('evaluate', '--predictions', tmp_path/'p.csv', '--out', tmp_path/'o', '--resamples', 300)
+    t.to_csv(tmp_path / 'p.csv', index=False)
+    code, _, err = cli('evaluate', '--predictions', tmp_path / 'p.csv', '--out', tmp_path / 'o', '--resamples', 300)
     assert code == 0, err
-    m = told(tmp_path/'o')
+    m = told(tmp_path / 'o')
     assert 'weighted_error' not in m['test'] and m['operating'] == [] and m['abstention'] is None
     p = t[[c for c in t if c.startswith('p_')]]
-    assert m['test']['accuracy']['value'] == pytest.approx((p.columns.str[2:].to_numpy()[p.to_numpy().argmax(1)] == t.label).mean())
-    assert pd.read_csv(tmp_path/'o/checklist.csv').answer.eq('absent').mean() > .5
+    assert m['test']['accuracy']['value'] == pytest.approx(
+        (p.columns.str[2:].to_numpy()[p.to_numpy().argmax(1)] == t.label).mean()
+    )
+    assert pd.read_csv(tmp_path / 'o/checklist.csv').answer.eq('absent').mean() > 0.5
 
 
 def test_thresholds_come_from_validation(cli, tmp_path):
     "Test rows decide no threshold: other test rows, same threshold"
-    valid = imaginary(60, 3., seed=1).assign(split='valid')
+    valid = imaginary(60, 3.0, seed=1).assign(split='valid')
     got = []
     for seed in (2, 3):
-        pd.concat([valid, imaginary(60, 3., seed=seed).assign(split='test')]).to_csv(tmp_path/'p.csv', index=False)
-        assert cli('evaluate', '--predictions', tmp_path/'p.csv', '--out', tmp_path/str(seed), '--resamples', 300, '--prevalence', .05)[0] == 0
-        got.append(told(tmp_path/str(seed)))
-    assert got[0]['operating'][0]['threshold'] == got[1]['operating'][0]['threshold'] and got[0]['test'] != got[1]['test']
+        pd.concat([valid, imaginary(60, 3.0, seed=seed).assign(split='test')]).to_csv(tmp_path / 'p.csv', index=False)
+        assert (
+            cli(
+                'evaluate',
+                '--predictions',
+                tmp_path / 'p.csv',
+                '--out',
+                tmp_path / str(seed),
+                '--resamples',
+                300,
+                '--prevalence',
+                0.05,
+            )[0]
+            == 0
+        )
+        got.append(told(tmp_path / str(seed)))
+    assert (
+        got[0]['operating'][0]['threshold'] == got[1]['operating'][0]['threshold'] and got[0]['test'] != got[1]['test']
+    )
     urgent = valid.label.isin(['CNV', 'DME'])
-    assert ((valid.p_CNV+valid.p_DME)[urgent] >= got[0]['operating'][0]['threshold']).mean() >= .99
+    assert ((valid.p_CNV + valid.p_DME)[urgent] >= got[0]['operating'][0]['threshold']).mean() >= 0.99
     assert got[0]['operating'][0]['at_prevalence']['ppv']['value'] < got[0]['operating'][0]['test']['ppv']['value']
 
 
 def test_two_models(cli, tmp_path):
     "The better of two is found, and the same scans are asked for"
-    t = imaginary(80, 3.)
+    t = imaginary(80, 3.0)
     p = t[[c for c in t if c.startswith('p_')]].to_numpy()
     noise = np.random.default_rng(0).dirichlet(np.ones(4), len(t))
-    t.assign(**dict(zip((c for c in t if c.startswith('p_')), (.3*p+.7*noise).T))).to_csv(tmp_path/'worse.csv', index=False)
-    t.to_csv(tmp_path/'better.csv', index=False)
-    assert cli('evaluate', '--predictions', tmp_path/'better.csv', '--against', tmp_path/'worse.csv', '--out', tmp_path/'o', '--resamples', 500)[0] == 0
-    c = told(tmp_path/'o')['comparison']
-    assert c['differences']['accuracy']['low'] > 0 and c['mcnemar']['p'] < .01 and c['against'] == 'worse'
-    t[1:].to_csv(tmp_path/'fewer.csv', index=False)
-    code, _, err = cli('evaluate', '--predictions', tmp_path/'better.csv', '--against', tmp_path/'fewer.csv', '--out', tmp_path/'p')
+    t.assign(**dict(zip((c for c in t if c.startswith('p_')), (0.3 * p + 0.7 * noise).T))).to_csv(
+        tmp_path / 'worse.csv', index=False
+    )
+    t.to_csv(tmp_path / 'better.csv', index=False)
+    assert (
+        cli(
+            'evaluate',
+            '--predictions',
+            tmp_path / 'better.csv',
+            '--against',
+            tmp_path / 'worse.csv',
+            '--out',
+            tmp_path / 'o',
+            '--resamples',
+            500,
+        )[0]
+        == 0
+    )
+    c = told(tmp_path / 'o')['comparison']
+    assert c['differences']['accuracy']['low'] > 0 and c['mcnemar']['p'] < 0.01 and c['against'] == 'worse'
+    t[1:].to_csv(tmp_path / 'fewer.csv', index=False)
+    code, _, err = cli(
+        'evaluate',
+        '--predictions',
+        tmp_path / 'better.csv',
+        '--against',
+        tmp_path / 'fewer.csv',
+        '--out',
+        tmp_path / 'p',
+    )
     assert code == 2 and err.count('\n') == 1
 
 
@@ -100,7 +144,12 @@ def bundle(tmp_path):
     from oct_classify.inference.bundle import save_bundle
     from oct_classify.core import CLASSES
     from oct_classify.training.network import network
-    return save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'))
+
+    return save_bundle(
+        tmp_path / 'b',
+        network('resnet10t', size=64),
+        dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'),
+    )
 
 
 def test_bundle_and_what_it_met(cli, tmp_path, bundle):
@@ -108,36 +157,63 @@ def test_bundle_and_what_it_met(cli, tmp_path, bundle):
     from oct_classify.inference.bundle import load_config, write_config
     from oct_classify.data.scans import scan_table
     from oct_classify.phantoms.phantom import phantom_folder
-    d = phantom_folder(tmp_path/'d', 0, 0, 3, shape=(124, 128))
+
+    d = phantom_folder(tmp_path / 'd', 0, 0, 3, shape=(124, 128))
     t = scan_table(d)
-    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'o', '--resamples', 200)
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path / 'o', '--resamples', 200)
     assert code == 0 and 'may have been in training' in err, err
-    m = told(tmp_path/'o')
-    assert m['test']['accuracy']['n'] == len(t) and m['bundle'] == str(bundle) and 'may have been in training' in m['notes'][0]
+    m = told(tmp_path / 'o')
+    assert (
+        m['test']['accuracy']['n'] == len(t)
+        and m['bundle'] == str(bundle)
+        and 'may have been in training' in m['notes'][0]
+    )
     met = t[t.patient == t.patient[0]]
-    met[['patient', 'sha256']].to_parquet(bundle/'training.parquet')
+    met[['patient', 'sha256']].to_parquet(bundle / 'training.parquet')
     write_config(bundle, load_config(bundle))
-    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'p', '--resamples', 200)
-    assert code == 0 and f'{len(met)} scans were left out' in err and told(tmp_path/'p')['test']['accuracy']['n'] == len(t)-len(met)
-    t[['patient', 'sha256']].to_parquet(bundle/'training.parquet')
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path / 'p', '--resamples', 200)
+    assert (
+        code == 0
+        and f'{len(met)} scans were left out' in err
+        and told(tmp_path / 'p')['test']['accuracy']['n'] == len(t) - len(met)
+    )
+    t[['patient', 'sha256']].to_parquet(bundle / 'training.parquet')
     write_config(bundle, load_config(bundle))
-    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'q')
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path / 'q')
     assert code == 2 and 'name a folder of scans that the model has not met' in err and err.strip().count('\n') == 0
-    (bundle/'training.parquet').write_bytes(b'cut short')
-    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path/'r')
+    (bundle / 'training.parquet').write_bytes(b'cut short')
+    code, _, err = cli('evaluate', bundle, d, '--out', tmp_path / 'r')
     assert code == 2 and 'get the bundle again' in err and 'delete' not in err
 
 
 def test_checklist_of_real_figures(cli, tmp_path):
     "Strata, calibration and abstention are found where metrics.json keeps them"
-    t = pd.concat([imaginary(120, 4., scans=1., seed=2).assign(split='valid'), imaginary(60, 3., seed=1).assign(split='test')])
-    t.assign(device=np.where(t.patient % 2, 'A', 'B')).to_csv(tmp_path/'p.csv', index=False)
-    assert cli('evaluate', '--predictions', tmp_path/'p.csv', '--by', 'device', '--out', tmp_path/'o', '--resamples', 200)[0] == 0
-    m, said = told(tmp_path/'o'), pd.read_csv(tmp_path/'o/checklist.csv').set_index('topic').answer
+    t = pd.concat(
+        [imaginary(120, 4.0, scans=1.0, seed=2).assign(split='valid'), imaginary(60, 3.0, seed=1).assign(split='test')]
+    )
+    t.assign(device=np.where(t.patient % 2, 'A', 'B')).to_csv(tmp_path / 'p.csv', index=False)
+    assert (
+        cli(
+            'evaluate',
+            '--predictions',
+            tmp_path / 'p.csv',
+            '--by',
+            'device',
+            '--out',
+            tmp_path / 'o',
+            '--resamples',
+            200,
+        )[0]
+        == 0
+    )
+    m, said = told(tmp_path / 'o'), pd.read_csv(tmp_path / 'o/checklist.csv').set_index('topic').answer
     assert said['figures in parts of the data'] == 'Test figures by device.'
     assert f"ECE {m['test']['ece']['value']:.3f}" in said['figures used']
     on = m['abstention']['test']
-    assert f"on test scans answered {100*on['coverage']['value']:.1f} %" in said['doubtful results'] and f"wrong among these {100*on['risk']['value']:.1f} %" in said['doubtful results']
+    assert (
+        f"on test scans answered {100 * on['coverage']['value']:.1f} %" in said['doubtful results']
+        and f"wrong among these {100 * on['risk']['value']:.1f} %" in said['doubtful results']
+    )
     assert on['coverage']['value'] != m['abstention']['coverage']['value']
 
 
@@ -148,7 +224,10 @@ def test_names_decide_nothing(tmp_path):
     from oct_classify.data.split import inspect_split, split_table
     from oct_classify.phantoms.phantom import phantom_folder
     from oct_classify.reporting.checklist import crosswalk, facts_from
-    check = asdict(inspect_split(split_table(scan_table(phantom_folder(tmp_path/'unknown', 2, 2, 2, shape=(124, 128))))))
+
+    check = asdict(
+        inspect_split(split_table(scan_table(phantom_folder(tmp_path / 'unknown', 2, 2, 2, shape=(124, 128)))))
+    )
     assert not check['leak'] and not check['unknown']
     m = dict(policy='clean', seed=1, scans=check['scans'], split_check=check, folder='unknown', notes=[])
     named = m | dict(notes=["1 scan can't be used, e.g. unknown/on two sides, too good.jpeg: it is empty"])

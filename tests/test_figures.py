@@ -23,10 +23,13 @@ def test_demo_learns(cli, offline, tmp_path):
     assert code == 0, err
     m = metrics(tmp_path)
     assert m['arch'] == offline and m['scans']['test'] == 160
-    assert m['test']['accuracy']['value'] >= .9, m['test']['accuracy']
-    said = pd.read_csv(tmp_path/'checklist.csv').set_index('topic').answer
-    assert said['figures in parts of the data'].startswith('Test figures by ') and f"ECE {m['test']['ece']['value']:.3f}" in said['figures used']
-    t = load_table(tmp_path/'scans.parquet')
+    assert m['test']['accuracy']['value'] >= 0.9, m['test']['accuracy']
+    said = pd.read_csv(tmp_path / 'checklist.csv').set_index('topic').answer
+    assert (
+        said['figures in parts of the data'].startswith('Test figures by ')
+        and f"ECE {m['test']['ece']['value']:.3f}" in said['figures used']
+    )
+    t = load_table(tmp_path / 'scans.parquet')
     assert not set(t[t.folder == 'test'].patient) & set(t[t.folder == 'train'].patient)
 
 
@@ -34,18 +37,45 @@ def test_demo_learns(cli, offline, tmp_path):
 def test_same_seed_same_figures(cli, offline, tmp_path):
     "With pretrained weights, head and one epoch of all layers"
     from oct_classify.phantoms.phantom import phantom_folder
-    d = phantom_folder(tmp_path/'d', 6, 1, 3, shape=(124, 128))
-    for o in ('a', 'b'): assert cli('run', d, '--arch', offline, '--size', '64', '--epochs', '1', '--seed', '7', '--out', tmp_path/o, '--quiet')[0] == 0
-    assert metrics(tmp_path/'a') == metrics(tmp_path/'b')
-    for f in ('split.csv',): assert (tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes()
-    assert load_table(tmp_path/'a/scans.parquet').equals(load_table(tmp_path/'b/scans.parquet'))
-    assert (tmp_path/'a/bundle/model.safetensors').read_bytes() == (tmp_path/'b/bundle/model.safetensors').read_bytes()
+
+    d = phantom_folder(tmp_path / 'd', 6, 1, 3, shape=(124, 128))
+    for o in ('a', 'b'):
+        assert (
+            cli(
+                'run',
+                d,
+                '--arch',
+                offline,
+                '--size',
+                '64',
+                '--epochs',
+                '1',
+                '--seed',
+                '7',
+                '--out',
+                tmp_path / o,
+                '--quiet',
+            )[0]
+            == 0
+        )
+    assert metrics(tmp_path / 'a') == metrics(tmp_path / 'b')
+    for f in ('split.csv',):
+        assert (tmp_path / 'a' / f).read_bytes() == (tmp_path / 'b' / f).read_bytes()
+    assert load_table(tmp_path / 'a/scans.parquet').equals(load_table(tmp_path / 'b/scans.parquet'))
+    assert (tmp_path / 'a/bundle/model.safetensors').read_bytes() == (
+        tmp_path / 'b/bundle/model.safetensors'
+    ).read_bytes()
 
 
 def test_real_table_and_split(real):
     from oct_classify.data.split import split_table
+
     t = scan_table(real)
-    assert (t.error == '').all() and len(t) == 700 and t.folder.value_counts().to_dict() == {'train': 568, 'test': 100, 'val': 32}
+    assert (
+        (t.error == '').all()
+        and len(t) == 700
+        and t.folder.value_counts().to_dict() == {'train': 568, 'test': 100, 'val': 32}
+    )
     s = split_table(t)
     assert check_split(s).verified and (s.split != 'dropped').all()
     assert split_table(t).equals(s)
@@ -79,28 +109,51 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     import numpy as np
     from oct_classify.core import CLASSES
     from oct_classify.phantoms.phantom import phantom_folder
-    d = phantom_folder(tmp_path/'d', 8, 1, 4, shape=(124, 128))
-    for c in CLASSES: # one test patient per class gets a scan in training
-        old, of = sorted((d/'train'/c).iterdir())[0], sorted((d/'test'/c).iterdir())[0]
+
+    d = phantom_folder(tmp_path / 'd', 8, 1, 4, shape=(124, 128))
+    for c in CLASSES:  # one test patient per class gets a scan in training
+        old, of = sorted((d / 'train' / c).iterdir())[0], sorted((d / 'test' / c).iterdir())[0]
         old.rename(old.with_name(of.name.replace('-1.', '-9.')))
-    args = ('run', d, '--policy', 'official,clean', '--arch', offline, '--size', '64', '--epochs', '0', '--out', tmp_path/'o')
+    args = (
+        'run',
+        d,
+        '--policy',
+        'official,clean',
+        '--arch',
+        offline,
+        '--size',
+        '64',
+        '--epochs',
+        '0',
+        '--out',
+        tmp_path / 'o',
+    )
     assert cli(*args)[0] == 0
-    m = metrics(tmp_path/'o')
+    m = metrics(tmp_path / 'o')
     for p in ('official', 'clean'):
-        s = pd.read_csv(tmp_path/'o'/p/'split.csv')
+        s = pd.read_csv(tmp_path / 'o' / p / 'split.csv')
         both = set(s[s.split == 'test'].patient) & set(s[s.split == 'train'].patient)
         assert m['shared'][p]['patients'] == len(both) == (4 if p == 'official' else 0)
         assert m['policies'][p]['scans']['train'] == (s.split == 'train').sum()
         assert m['policies'][p]['recipe'] == 'resnet50'
-    a, b = [load_table(tmp_path/'o'/p/'predictions.parquet').query("split == 'test'").set_index('path') for p in ('official', 'clean')]
-    gain = ((b.predicted == b.label).astype(float)-(a.predicted == a.label).loc[b.index]).groupby(b.patient).agg(['sum', 'count']).to_numpy()
+    a, b = [
+        load_table(tmp_path / 'o' / p / 'predictions.parquet').query("split == 'test'").set_index('path')
+        for p in ('official', 'clean')
+    ]
+    gain = (
+        ((b.predicted == b.label).astype(float) - (a.predicted == a.label).loc[b.index])
+        .groupby(b.patient)
+        .agg(['sum', 'count'])
+        .to_numpy()
+    )
     w = [gain[i].sum(0) for i in np.random.default_rng(9).integers(len(gain), size=(4000, len(gain)))]
-    low, high = np.quantile([x/n for x, n in w], (.025, .975))
+    low, high = np.quantile([x / n for x, n in w], (0.025, 0.975))
     got = m['differences'][0]
     assert (got['of'], got['minus'], got['accuracy']['n']) == ('clean', 'official', 32)
-    assert got['accuracy']['value'] == pytest.approx(gain[:, 0].sum()/gain[:, 1].sum())
-    if low < high: assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=.04)
-    html = (tmp_path/'o/report.html').read_text(encoding='utf-8')
+    assert got['accuracy']['value'] == pytest.approx(gain[:, 0].sum() / gain[:, 1].sum())
+    if low < high:
+        assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=0.04)
+    html = (tmp_path / 'o/report.html').read_text(encoding='utf-8')
     assert 'Under official, 4 of 16 test patients also occur in training, with 8 of 32 test scans.' in html
-    assert 'These figures are too good' in (tmp_path/'o/official/report.html').read_text(encoding='utf-8')
+    assert 'These figures are too good' in (tmp_path / 'o/official/report.html').read_text(encoding='utf-8')
     assert cli(*args)[2].count('Already trained') == 2

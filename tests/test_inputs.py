@@ -41,14 +41,16 @@ def put(folder, sound, kind, name=None):
 def test_import_is_light():
     heavy = ('torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pydicom', 'fsspec', 'oct_converter', 'eyepy')
     code = f'import sys, oct_classify.inference.inputs; print([m for m in {heavy} if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    assert (
+        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    )
 
 
 @pytest.mark.filterwarnings('ignore')
 def test_two_hundred_damaged_files(fuzz, tmp_path):
     "Pixels or one sentence; anything else raises here"
     seen = set()
-    for i, kind, at in fuzz.jobs(tmp_path, 217, 7, fuzz.tiny_bundle(tmp_path/'bundle', False)):
+    for _, kind, at in fuzz.jobs(tmp_path, 217, 7, fuzz.tiny_bundle(tmp_path/'bundle', False)):
         fuzz.read(at)
         fuzz.clear(at)
         seen.add(kind)
@@ -139,10 +141,13 @@ def test_limits_hold_before_anything_is_decoded(tmp_path, monkeypatch):
 
 
 def test_without_the_extra(sound, tmp_path, monkeypatch):
-    put(tmp_path, sound, 'dicom plain 1') if 'dicom plain 1' in sound else (tmp_path/'x.dcm').write_bytes(bytes(128)+b'DICM')
+    put(tmp_path, sound, 'dicom plain 1') if 'dicom plain 1' in sound else (tmp_path / 'x.dcm').write_bytes(
+        bytes(128) + b'DICM'
+    )
     monkeypatch.setitem(sys.modules, 'pydicom', None)
-    s, = scans_of(tmp_path)
-    with pytest.raises(OctError, match=r"pip install 'oct_classify\[formats\]'"): s.image()
+    (s,) = scans_of(tmp_path)
+    with pytest.raises(OctError, match=r"pip install 'oct_classify\[formats\]'"):
+        s.image()
 
 
 def test_explain_takes_what_predict_takes(sound, tmp_path, cli):
@@ -151,15 +156,23 @@ def test_explain_takes_what_predict_takes(sound, tmp_path, cli):
     from oct_classify.inference.bundle import save_bundle
     from oct_classify.core import CLASSES
     from oct_classify.training.network import network
-    b = save_bundle(tmp_path/'b', network('resnet10t', size=64), dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'))
-    for k in ('zip', 'png 8'): put(tmp_path, sound, k)
+
+    b = save_bundle(
+        tmp_path / 'b',
+        network('resnet10t', size=64),
+        dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole'),
+    )
+    for k in ('zip', 'png 8'):
+        put(tmp_path, sound, k)
     put(tmp_path, sound, 'dicom rle 1', 'a study.dcm')
-    (tmp_path/'list.csv').write_text('path\nx.png\nnowhere.png\n')
-    code, _, err = cli('explain', b, *(tmp_path/n for n in ('a study.dcm', 'x.zip', 'list.csv')), '--out', tmp_path/'maps')
+    (tmp_path / 'list.csv').write_text('path\nx.png\nnowhere.png\n')
+    code, _, err = cli(
+        'explain', b, *(tmp_path / n for n in ('a study.dcm', 'x.zip', 'list.csv')), '--out', tmp_path / 'maps'
+    )
     assert code == 0 and 'nowhere.png: The file can\'t be opened' in err
     pictures = ['001-a_study.png', '002-a.png', '003-b.png', '004-c_0.png', '005-x.png']
-    assert sorted(p.name for p in (tmp_path/'maps').iterdir()) == [*pictures, 'index.html']
-    html = (tmp_path/'maps/index.html').read_text()
+    assert sorted(p.name for p in (tmp_path / 'maps').iterdir()) == [*pictures, 'index.html']
+    html = (tmp_path / 'maps/index.html').read_text()
     assert all(f'src="{n}"' in html for n in pictures) and 'a study.dcm' in html and 'c.vol#0' in html
 
 
@@ -172,8 +185,21 @@ def rows(scans):
     return {s.name: why(s) for s in scans}
 
 
-EVIL = ('reference://x::{}', 'file:///etc', 'file:///etc/hostname', 'zip://a.png::{}', 'simplecache::file:///etc/hostname', 'filecache://x', 'memory://x', 'github://a:b@/c', 'local:///etc', 'dir::file:///etc',
-        'python://x', 's3://bucket/a.png::file:///etc/hostname', 'REFERENCE://x')
+EVIL = (
+    'reference://x::{}',
+    'file:///etc',
+    'file:///etc/hostname',
+    'zip://a.png::{}',
+    'simplecache::file:///etc/hostname',
+    'filecache://x',
+    'memory://x',
+    'github://a:b@/c',
+    'local:///etc',
+    'dir::file:///etc',
+    'python://x',
+    's3://bucket/a.png::file:///etc/hostname',
+    'REFERENCE://x',
+)
 
 
 def test_a_list_opens_no_address_that_runs_code(sound, tmp_path, monkeypatch):
@@ -191,25 +217,39 @@ def test_a_list_opens_no_address_that_runs_code(sound, tmp_path, monkeypatch):
 
 
 def test_a_list_stays_in_its_folder(sound, tmp_path):
-    (tmp_path/'inner').mkdir(), (tmp_path/'scans').mkdir()
-    outside, inside = put(tmp_path, sound, 'png 8', 'out.png'), put(tmp_path/'inner', sound, 'png 8', 'in.png')
-    put(tmp_path/'scans', sound, 'png 8', 'b.png')
-    (tmp_path/'inner/link.png').symlink_to(outside)
-    lines = ['in.png', str(inside), '../out.png', str(outside), 'link.png', '/etc/hostname', 'gone.png', '.', 'x/..', 'list.csv', 'in.png,']
-    (tmp_path/'inner/list.csv').write_text('path\n'+'\n'.join(f'"{o}"' for o in lines)+'\n,CNV\n')
-    got = rows(scans_of(tmp_path/'inner/list.csv'))
+    (tmp_path / 'inner').mkdir(), (tmp_path / 'scans').mkdir()
+    outside, inside = put(tmp_path, sound, 'png 8', 'out.png'), put(tmp_path / 'inner', sound, 'png 8', 'in.png')
+    put(tmp_path / 'scans', sound, 'png 8', 'b.png')
+    (tmp_path / 'inner/link.png').symlink_to(outside)
+    lines = [
+        'in.png',
+        str(inside),
+        '../out.png',
+        str(outside),
+        'link.png',
+        '/etc/hostname',
+        'gone.png',
+        '.',
+        'x/..',
+        'list.csv',
+        'in.png,',
+    ]
+    (tmp_path / 'inner/list.csv').write_text('path\n' + '\n'.join(f'"{o}"' for o in lines) + '\n,CNV\n')
+    got = rows(scans_of(tmp_path / 'inner/list.csv'))
     answered = [n for n, why in got.items() if not why]
     assert answered == [str(inside)] and sum('leads outside the folder of the list' in w for w in got.values()) == 4
     assert any('names no path' in w for w in got.values()) and any('list within a list' in w for w in got.values())
-    (tmp_path/'inner/list.csv').write_text('path\nb.png\n../out.png\n')
-    got = list(rows(scans_of(tmp_path/'inner/list.csv', root=tmp_path/'scans')).values())
+    (tmp_path / 'inner/list.csv').write_text('path\nb.png\n../out.png\n')
+    got = list(rows(scans_of(tmp_path / 'inner/list.csv', root=tmp_path / 'scans')).values())
     assert got[0] == '' and 'leads outside' in got[1]
-    (tmp_path/'inner/list.csv').write_text(f'path\n{outside}\n')
-    assert list(rows(scans_of(tmp_path/'inner/list.csv', root=tmp_path)).values()) == ['']
+    (tmp_path / 'inner/list.csv').write_text(f'path\n{outside}\n')
+    assert list(rows(scans_of(tmp_path / 'inner/list.csv', root=tmp_path)).values()) == ['']
 
 
 def test_every_line_of_a_list_gives_a_row(sound, tmp_path):
     put(tmp_path, sound, 'png 8', 'a.png')
-    (tmp_path/'list.csv').write_text('a.png\nb.xyz\nfolder/\nscan 7\n,\n\nhttps://\n')
-    (tmp_path/'folder').mkdir()
-    assert len(scans_of(tmp_path/'list.csv')) == 5  # of the seven lines one is blank and one holds no path and no other word
+    (tmp_path / 'list.csv').write_text('a.png\nb.xyz\nfolder/\nscan 7\n,\n\nhttps://\n')
+    (tmp_path / 'folder').mkdir()
+    assert (
+        len(scans_of(tmp_path / 'list.csv')) == 5
+    )  # of the seven lines one is blank and one holds no path and no other word

@@ -28,7 +28,8 @@ def bench(root):
 def seen(images): return np.stack([traits(*placed(g, SIZE)) for g in images])
 
 
-def phantoms(seed, n): return [Phantom(seed, CLASSES[i % 4], patient=i//2, number=i % 2, shape=(248, 256)).image for i in range(n)]
+def phantoms(seed, n):
+    return [Phantom(seed, CLASSES[i % 4], patient=i // 2, number=i % 2, shape=(248, 256)).image for i in range(n)]
 
 
 @pytest.fixture(scope='module')
@@ -41,11 +42,13 @@ def test_fresh_phantoms_are_answered(learned):
 
 
 def test_reported_kinds_are_refused(learned, bench, tmp_path):
-    pytest.importorskip('skimage'); pytest.importorskip('matplotlib')
+    pytest.importorskip('skimage')
+    pytest.importorskip('matplotlib')
     from PIL import Image
+
     scans = []
     for i, g in enumerate(phantoms(33, 24)):
-        scans.append(tmp_path/f'{i}.png')
+        scans.append(tmp_path / f'{i}.png')
         Image.fromarray(g).save(scans[-1])
     made = list(bench.nonscans(scans, 150, seed=5))
     assert {k for k, _ in made} == set(bench.SHARE)
@@ -63,12 +66,14 @@ def test_kinds_do_not_overlap(bench):
 def test_a_limit_by_features_adds_and_never_takes_away(learned):
     t, rng = seen(phantoms(31, 240)), np.random.default_rng(0)
     basis = rng.normal(size=(20, 300))
-    f = rng.normal(size=(240, 20))@basis
-    both = fit_inputs(t, f, np.arange(240)//2)
+    f = rng.normal(size=(240, 20)) @ basis
+    both = fit_inputs(t, f, np.arange(240) // 2)
     check_inputs(both)
     strange = rng.normal(size=(240, 300))
     assert all(doubts(both, t, strange)) and sum(map(bool, doubts(both, t, f))) <= 8
-    assert doubts(both, t) == doubts({k: v for k, v in both.items() if k not in ('mean', 'axes', 'features', 'features_limit')}, t)
+    assert doubts(both, t) == doubts(
+        {k: v for k, v in both.items() if k not in ('mean', 'axes', 'features', 'features_limit')}, t
+    )
 
 
 def test_hostile_arrays_are_refused(learned):
@@ -89,13 +94,20 @@ def test_any_picture_gives_a_row(learned):
     rng = np.random.default_rng(2)
     with np.errstate(all='raise', under='ignore'):
         for shape in ((32, 32), (33, 900), (900, 33), (60, 60), (64, 300)):
-            for g in (rng.integers(0, 256, shape).astype(np.uint8), np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)):
+            for g in (
+                rng.integers(0, 256, shape).astype(np.uint8),
+                np.zeros(shape, np.uint8),
+                np.full(shape, 255, np.uint8),
+            ):
                 for view in ('whole', 'crop', 'flat'):
-                    for size in (32, (64, 96)): assert all(doubts(learned, traits(*placed(g, size, view))[None]))
+                    for size in (32, (64, 96)):
+                        assert all(doubts(learned, traits(*placed(g, size, view))[None]))
 
 
 def test_answering_needs_numpy_alone(root):
-    code = "import sys, oct_classify.inference.ood as o; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pandas', 'skimage'}))"
+    heavy = {'torch', 'timm', 'fastai', 'sklearn', 'matplotlib', 'pandas', 'skimage'}
+    code = ('import sys, oct_classify.inference.ood; '
+            f'print(sorted({{m.split(".")[0] for m in sys.modules}} & {heavy}))')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root).stdout.strip() == '[]'
 
 

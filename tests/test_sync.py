@@ -12,25 +12,50 @@ from pathlib import Path
 import pytest
 import yaml
 
-MADE = shutil.ignore_patterns('.venv', '.git', '_proc', '_docs', '*.egg-info', '__pycache__', 'oct-*', 'build', 'dist', '.pytest_cache', '.gpu', 'data')
+MADE = shutil.ignore_patterns(
+    '.venv',
+    '.git',
+    '_proc',
+    '_docs',
+    '*.egg-info',
+    '__pycache__',
+    'oct-*',
+    'build',
+    'dist',
+    '.pytest_cache',
+    '.gpu',
+    'data',
+)
 CACHES = shutil.ignore_patterns('__pycache__')
 
 
 @pytest.fixture
 def copy(root, tmp_path):
     "A copy of the working tree"
-    return shutil.copytree(root, tmp_path/'copy', ignore=lambda folder, names: (MADE if Path(folder) == root else CACHES)(folder, names))
+    return shutil.copytree(
+        root, tmp_path / 'copy', ignore=lambda folder, names: (MADE if Path(folder) == root else CACHES)(folder, names)
+    )
 
 
-def contents(d): return {p.relative_to(d).as_posix(): p.read_bytes().replace(b'\r\n', b'\n') for top in ('nbs', 'oct_classify', 'README.md') for p in [d/top, *(d/top).rglob('*')] if p.is_file() and '__pycache__' not in p.parts}
+def contents(d):
+    return {
+        p.relative_to(d).as_posix(): p.read_bytes().replace(b'\r\n', b'\n')
+        for top in ('nbs', 'oct_classify', 'README.md')
+        for p in [d / top, *(d / top).rglob('*')]
+        if p.is_file() and '__pycache__' not in p.parts
+    }
 
 
 def regenerate(d):
     "Clean, export, README, sidebar: the names of the files that changed"
     before = contents(d)
-    steps = ('from nbdev.clean import nbdev_clean; nbdev_clean()', 'from nbdev.doclinks import nbdev_export; nbdev_export()',
-             'from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar; refresh_quarto_yml(); nbdev_sidebar()')
-    for s in steps: subprocess.run([sys.executable, '-c', s], cwd=d, check=True, capture_output=True)
+    steps = (
+        'from nbdev.clean import nbdev_clean; nbdev_clean()',
+        'from nbdev.doclinks import nbdev_export; nbdev_export()',
+        'from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar; refresh_quarto_yml(); nbdev_sidebar()',
+    )
+    for s in steps:
+        subprocess.run([sys.executable, '-c', s], cwd=d, check=True, capture_output=True)
     subprocess.run([sys.executable, '.ci/readme.py'], cwd=d, check=True)
     after = contents(d)
     return sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
@@ -51,9 +76,15 @@ def test_planted_differences_are_found(copy):
 
 @pytest.mark.slow
 def test_docs_pages_can_be_processed(copy):
-    said = subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=copy, check=True, capture_output=True, text=True).stderr
-    assert 'imports and other code' not in said # such a cell would not be run, and what it shows would be missing
-    assert list((copy/'_proc').rglob('*split*'))
+    said = subprocess.run(
+        [sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'],
+        cwd=copy,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stderr
+    assert 'imports and other code' not in said  # such a cell would not be run, and what it shows would be missing
+    assert list((copy / '_proc').rglob('*split*'))
 
 
 def notebooks(root): return sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -61,7 +92,10 @@ def notebooks(root): return sorted(p for p in (root/'nbs').rglob('*.ipynb') if '
 
 def first(pattern, cells):
     "The number of the first code cell that holds this, or None"
-    return next((i for i, c in enumerate(cells) if c['cell_type'] == 'code' and re.search(pattern, ''.join(c['source']), re.M)), None)
+    return next(
+        (i for i, c in enumerate(cells) if c['cell_type'] == 'code' and re.search(pattern, ''.join(c['source']), re.M)),
+        None,
+    )
 
 
 def comes_late(early, late):
@@ -69,7 +103,7 @@ def comes_late(early, late):
     return late is not None and (early is None or late < early)
 
 
-def faults(nb:Path, root):
+def faults(nb: Path, root):
     "What is wrong with a notebook"
     o = json.loads(nb.read_text(encoding='utf-8'))
     cells = o['cells']
@@ -80,11 +114,17 @@ def faults(nb:Path, root):
     found = {
         'over 500 KB': nb.stat().st_size > 500_000,
         'stored error': '"output_type": "error"' in out,
-        'badge does not point to itself': f'colab.research.google.com/github/oct-classify/oct_classify/blob/main/{rel})' not in src,
+        'badge does not point to itself': f'colab.research.google.com/github/oct-classify/oct_classify/blob/main/{rel})'
+        not in src,
         'machine path in an output': re.search(r'/(home|root|work|Users)/', out),
         'cell without id': any('id' not in c for c in cells),
-        'package imported before it is installed': comes_late(first('pip install', cells), first(r'^(from|import) oct_classify', cells)),
-        'figures without %matplotlib inline, so that Jupyter shows words in their place': comes_late(first('^%matplotlib inline', cells), picture)}
+        'package imported before it is installed': comes_late(
+            first('pip install', cells), first(r'^(from|import) oct_classify', cells)
+        ),
+        'figures without %matplotlib inline, so that Jupyter shows words in their place': comes_late(
+            first('^%matplotlib inline', cells), picture
+        ),
+    }
     return [why for why, bad in found.items() if bad]
 
 
@@ -92,13 +132,16 @@ def test_notebooks_are_presentable(root): assert {p.name: f for p in notebooks(r
 
 
 def test_planted_notebook_faults_are_found(copy):
-    nb = copy/'nbs/api/data/split.ipynb'
+    nb = copy / 'nbs/api/data/split.ipynb'
     o = json.loads(nb.read_text(encoding='utf-8'))
     o['cells'] = [c for c in o['cells'] if 'pip install' not in ''.join(c['source'])]
     code = next(c for c in o['cells'] if c['cell_type'] == 'code')
-    code['outputs'] = [dict(output_type='error', ename='E', evalue='/home/me/x', traceback=[]), dict(output_type='display_data', data={'image/png': ''}, metadata={})]
+    code['outputs'] = [
+        dict(output_type='error', ename='E', evalue='/home/me/x', traceback=[]),
+        dict(output_type='display_data', data={'image/png': ''}, metadata={}),
+    ]
     del code['id']
-    text = json.dumps(o).replace('blob/main/nbs/api/data/split.ipynb', 'blob/main/nbs/more.ipynb') + ' '*500_000
+    text = json.dumps(o).replace('blob/main/nbs/api/data/split.ipynb', 'blob/main/nbs/more.ipynb') + ' ' * 500_000
     nb.write_text(text, encoding='utf-8')
     assert len(faults(nb, copy)) == 7
 
@@ -130,10 +173,15 @@ def test_one_repository_address(root):
 
 def test_metadata_comes_from_settings(root):
     ini = ConfigParser(delimiters=['='])
-    ini.read(root/'settings.ini', encoding='utf-8')
+    ini.read(root / 'settings.ini', encoding='utf-8')
     m, d = metadata('oct_classify'), distribution('oct_classify')
     import oct_classify
-    assert (m['Version'], m['Summary'], m['Requires-Python']) == (oct_classify.__version__, ini['DEFAULT']['description'], f">={ini['DEFAULT']['min_python']}")
+
+    assert (m['Version'], m['Summary'], m['Requires-Python']) == (
+        oct_classify.__version__,
+        ini['DEFAULT']['description'],
+        f">={ini['DEFAULT']['min_python']}",
+    )
     wanted = {r.strip().replace(' ', '') for r in ini['DEFAULT']['requirements'].split('\n') if r.strip()}
     norm = lambda r: r.replace('_', '-').lower()
     assert {norm(r) for r in d.requires if 'extra' not in r} == {norm(r) for r in wanted}
@@ -141,14 +189,23 @@ def test_metadata_comes_from_settings(root):
 
 
 def test_constraints_name_every_requirement(root):
-    pins = {re.split('==', line)[0].lower().replace('_', '-') for line in (root/'constraints.txt').read_text().splitlines() if '==' in line}
-    need = {re.split(r'[<>=!\[ ;]', r)[0].lower().replace('_', '-') for r in distribution('oct_classify').requires} - {'oct-classify'}
+    pins = {
+        re.split('==', line)[0].lower().replace('_', '-')
+        for line in (root / 'constraints.txt').read_text().splitlines()
+        if '==' in line
+    }
+    need = {re.split(r'[<>=!\[ ;]', r)[0].lower().replace('_', '-') for r in distribution('oct_classify').requires} - {
+        'oct-classify'
+    }
     assert need - pins == set()
 
 
 def test_one_version(root):
     import oct_classify
+
     v = oct_classify.__version__
-    assert f'\nversion: {v}\n' in (root/'CITATION.cff').read_text(encoding='utf-8')
-    released = [line for line in (root/'CHANGELOG.md').read_text(encoding='utf-8').splitlines() if re.match(r'## \d', line)]
+    assert f'\nversion: {v}\n' in (root / 'CITATION.cff').read_text(encoding='utf-8')
+    released = [
+        line for line in (root / 'CHANGELOG.md').read_text(encoding='utf-8').splitlines() if re.match(r'## \d', line)
+    ]
     assert released[0].startswith(f'## {v}')

@@ -1,4 +1,5 @@
-"Training survives what happens to it: killed, stopped, dealt out to two processes; and memory does not grow with the data."
+"""Training survives what happens to it: killed, stopped, dealt out to two processes; and memory does not grow with the
+data."""
 import json
 import multiprocessing
 import os
@@ -44,49 +45,59 @@ def work(data, table, out, every):
     from functools import partial
     from oct_classify.training import learner as room
     from oct_classify.core import atomic_write, quiet
+
     torch.set_num_threads(1)
     quiet()
     room.Checkpoint = partial(room.Checkpoint, every=every)
     t = room.train(table, data, 'test_resnet', 64, weights='none', seed=5, out=out, epochs=6, bs=8, precision='fp32')
-    with atomic_write(out/'final.npy', 'wb') as f: np.save(f, np.concatenate([p.numpy().ravel() for p in t.net.state_dict().values()]))
+    with atomic_write(out / 'final.npy', 'wb') as f:
+        np.save(f, np.concatenate([p.numpy().ravel() for p in t.net.state_dict().values()]))
 
 
 @pytest.mark.slow
 @posix
 def test_killed_at_twenty_random_moments(data, tmp_path):
-    "kill -9 during training, twenty times; what goes on from there ends with the weights of a training that was left alone, bit for bit"
+    """kill -9 during training, twenty times; what goes on from there ends with the weights of a training that was left
+    alone, bit for bit"""
     table = split_table(scan_table(data))
-    ctx = multiprocessing.get_context('forkserver') # imports are done once
+    ctx = multiprocessing.get_context('forkserver')  # imports are done once
     ctx.set_forkserver_preload(['oct_classify.training.learner'])
     begin = lambda out, every: (p := ctx.Process(target=work, args=(data, table, out, every))).start() or p
-    for o in ('alone', 'warm'): (tmp_path/o).mkdir()
-    begin(tmp_path/'warm', 600.).join()
+    for o in ('alone', 'warm'):
+        (tmp_path / o).mkdir()
+    begin(tmp_path / 'warm', 600.0).join()
     t = time.time()
-    begin(tmp_path/'alone', 600.).join()
-    took = time.time()-t
-    want = np.load(tmp_path/'alone/final.npy')
+    begin(tmp_path / 'alone', 600.0).join()
+    took = time.time() - t
+    want = np.load(tmp_path / 'alone/final.npy')
     rng, kills, round_, states = random.Random(0), 0, 0, set()
     while kills < 20:
         round_ += 1
-        out = tmp_path/f'round{round_}'
+        out = tmp_path / f'round{round_}'
         out.mkdir()
-        while kills < 20 and not (out/'final.npy').exists():
-            p = begin(out, rng.choice((600., .1, 0.)))
-            p.join(rng.uniform(.1, 1)*took)
+        while kills < 20 and not (out / 'final.npy').exists():
+            p = begin(out, rng.choice((600.0, 0.1, 0.0)))
+            p.join(rng.uniform(0.1, 1) * took)
             if p.is_alive():
                 p.kill()
                 kills += 1
             p.join()
             assert p.exitcode in (0, -signal.SIGKILL)
-            states.update(f.stem for f in (out/'checkpoints').glob('*/*-*.pt'))
-        begin(out, 600.).join()
-        assert np.array_equal(np.load(out/'final.npy'), want), round_
+            states.update(f.stem for f in (out / 'checkpoints').glob('*/*-*.pt'))
+        begin(out, 600.0).join()
+        assert np.array_equal(np.load(out / 'final.npy'), want), round_
     inside = {s for s in states if not s.endswith('-0000000')}
-    print(f'{kills} kills in {round_} trainings; states seen after them: {len(states)}, of which {len(inside)} within an epoch')
+    print(
+        f'{kills} kills in {round_} trainings; states seen after them: {len(states)}, of which {len(inside)} within '
+        'an epoch'
+    )
     assert len(states) > 3 and inside
 
 
-def start(*argv): return subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, argv)], stderr=subprocess.PIPE, text=True)
+def start(*argv):
+    return subprocess.Popen(
+        [sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, argv)], stderr=subprocess.PIPE, text=True
+    )
 
 
 def until(p, word):
@@ -98,23 +109,28 @@ def until(p, word):
 @posix
 @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
 def test_stopped_training_goes_on(cli, data, tmp_path, sig):
-    "Ctrl-C, or a cluster's SIGTERM: one sentence; the same command goes on, and ends with the figures of one that was not stopped"
+    """Ctrl-C, or a cluster's SIGTERM: one sentence; the same command goes on, and ends with the figures of one that
+    was not stopped"""
     args = ('run', data, *SMALL, '--epochs', '12', '--bs', '8')
-    p = start(*args, '--out', tmp_path/'stopped')
+    p = start(*args, '--out', tmp_path / 'stopped')
     until(p, 'Epoch 2/')
     p.send_signal(sig)
     rest = p.stderr.read()
     p.stderr.close()
-    assert p.wait() == 130 and rest.strip().splitlines()[-1].endswith('the same command goes on from there.') and 'Traceback' not in rest
-    left = sorted(o.name for o in (tmp_path/'stopped').iterdir())
+    assert (
+        p.wait() == 130
+        and rest.strip().splitlines()[-1].endswith('the same command goes on from there.')
+        and 'Traceback' not in rest
+    )
+    left = sorted(o.name for o in (tmp_path / 'stopped').iterdir())
     assert left == ['checkpoints', 'duplicates.parquet', 'history.csv', 'pixels', 'scans.parquet', 'split.csv']
-    code, _, err = cli(*args, '--out', tmp_path/'stopped')
+    code, _, err = cli(*args, '--out', tmp_path / 'stopped')
     assert code == 0 and 'Going on after epoch' in err and 'Epoch 2/' not in err
-    assert not (tmp_path/'stopped/checkpoints').exists() # a finished training needs none
-    assert cli(*args, '--out', tmp_path/'alone', '--quiet')[0] == 0
-    a, b = [load_file(tmp_path/o/'bundle/model.safetensors') for o in ('stopped', 'alone')]
+    assert not (tmp_path / 'stopped/checkpoints').exists()  # a finished training needs none
+    assert cli(*args, '--out', tmp_path / 'alone', '--quiet')[0] == 0
+    a, b = [load_file(tmp_path / o / 'bundle/model.safetensors') for o in ('stopped', 'alone')]
     assert all(np.array_equal(a[k], b[k]) for k in b)
-    h = pd.read_csv(tmp_path/'stopped/history.csv')
+    h = pd.read_csv(tmp_path / 'stopped/history.csv')
     assert h.epoch.tolist() == list(range(1, 13))
 
 
@@ -127,12 +143,15 @@ def test_without_a_folder_ctrl_c_stops_at_once(data):
         from oct_classify.data.scans import scan_table
         from oct_classify.data.split import split_table
         from oct_classify.training.learner import train
-        train(split_table(scan_table({str(data)!r})), {str(data)!r}, 'test_resnet', 64, weights='none', epochs=10_000)"""
+        data = {str(data)!r}
+        train(split_table(scan_table(data)), data, 'test_resnet', 64, weights='none', epochs=10_000)"""
     p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.PIPE, text=True)
     until(p, 'Epoch 2/')
     p.send_signal(signal.SIGINT)
-    try: assert 'KeyboardInterrupt' in p.communicate(timeout=60)[1]
-    finally: p.kill()
+    try:
+        assert 'KeyboardInterrupt' in p.communicate(timeout=60)[1]
+    finally:
+        p.kill()
 
 
 def stopped_at_its_first_state(cli, *args):
@@ -151,7 +170,9 @@ def test_states_of_another_training_are_not_used(cli, data, tmp_path):
     args = ('train', data, *SMALL, '--bs', '8', '--out', tmp_path)
     stopped_at_its_first_state(cli, *args, '--epochs', '3')
     code, _, err = cli(*args, '--epochs', '2')
-    assert code == 0 and 'Going on' not in err and len(list((tmp_path/'checkpoints').iterdir())) == 1 # the other's states are left alone
+    assert (
+        code == 0 and 'Going on' not in err and len(list((tmp_path / 'checkpoints').iterdir())) == 1
+    )  # the other's states are left alone
 
 
 def test_no_resume_begins_anew(cli, data, tmp_path):
@@ -168,12 +189,20 @@ def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
 
     class Poison(Callback):
         def after_pred(self):
-            if self.epoch == 1: self.learn.pred = self.pred*float('nan')
+            if self.epoch == 1:
+                self.learn.pred = self.pred * float('nan')
+
     monkeypatch.setattr(room, 'loggers', lambda *a: [Poison()])
     code, _, err = cli('train', data, *SMALL, '--epochs', '3', '--out', tmp_path)
     last = err.strip().splitlines()[-1]
-    assert code == 2 and 'not a number any more in epoch 2' in last and '00001-0000000.pt' in last and 'Traceback' not in err and 'Exception' not in err, err
-    assert list((tmp_path/'checkpoints').glob('*/00001-0000000.pt')) and not (tmp_path/'bundle').exists()
+    assert (
+        code == 2
+        and 'not a number any more in epoch 2' in last
+        and '00001-0000000.pt' in last
+        and 'Traceback' not in err
+        and 'Exception' not in err
+    ), err
+    assert list((tmp_path / 'checkpoints').glob('*/00001-0000000.pt')) and not (tmp_path / 'bundle').exists()
 
 
 def test_too_large_a_batch(cli, data, tmp_path, monkeypatch):
@@ -190,12 +219,24 @@ def test_too_large_a_batch(cli, data, tmp_path, monkeypatch):
     assert code == 2 and 'use --bs 8, which does' in err and 'Traceback' not in err, err
 
 
-LAUNCH = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'] # what accelerate launch starts; with --cpu it starts one process alone
+LAUNCH = [
+    sys.executable,
+    '-W',
+    'ignore',
+    '-m',
+    'torch.distributed.run',
+    '--standalone',
+    '--nproc_per_node',
+    '2',
+]  # what accelerate launch starts; with --cpu it starts one process alone
 
 
 def launched(*argv):
     "The same with one and with two CPU processes (gloo)"
-    for launch, env in (([sys.executable, '-W', 'ignore'], {}), (LAUNCH, dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true'))):
+    for launch, env in (
+        ([sys.executable, '-W', 'ignore'], {}),
+        (LAUNCH, dict(OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')),
+    ):
         got = subprocess.run([*launch, *map(str, argv)], capture_output=True, text=True, env=dict(os.environ, **env))
         assert got.returncode == 0, got.stderr
         yield got
@@ -216,39 +257,68 @@ def plain(*a):
 room.pretrained, room.fit_head = plain, lambda *a, **k: 0.
 d, arch, out = sys.argv[1:]
 t = room.train(split_table(scan_table(d)), d, arch, 64, seed=1, epochs=2, bs=16, augment=None, balance='none')
-if not room.rank_distrib(): np.save(f"{out}{t.info['processes']}.npy", np.concatenate([v.numpy().ravel() for k, v in t.net.state_dict().items() if k.startswith('body') and k.endswith('weight')]))
+kept = [v.numpy().ravel() for k, v in t.net.state_dict().items() if k.startswith('body') and k.endswith('weight')]
+if not room.rank_distrib(): np.save(f"{out}{t.info['processes']}.npy", np.concatenate(kept))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(data, tmp_path, offline):
-    "Without dropout, augmentation and the head's batch statistics, which differ between processes, both end with the same weights"
+    """Without dropout, augmentation and the head's batch statistics, which differ between processes, both end with the
+    same weights"""
     pytest.importorskip('accelerate')
-    (tmp_path/'plain.py').write_text(PLAIN)
-    list(launched(tmp_path/'plain.py', data, offline, tmp_path/'w'))
-    one, two = [np.load(tmp_path/f'w{n}.npy') for n in (1, 2)]
+    (tmp_path / 'plain.py').write_text(PLAIN)
+    list(launched(tmp_path / 'plain.py', data, offline, tmp_path / 'w'))
+    one, two = [np.load(tmp_path / f'w{n}.npy') for n in (1, 2)]
     from oct_classify.training.network import pretrained
-    start = np.concatenate([v.numpy().ravel() for k, v in pretrained(offline, 4, 64)[0].state_dict().items() if k.startswith('body') and k.endswith('weight')])
-    r = np.corrcoef(one-start, two-start)[0, 1]
-    print(f'correlation of how far each weight moved: {r:.4f}; largest difference {abs(one-two).max():.1e}, largest move {abs(one-start).max():.1e}')
-    assert r > .95
+
+    start = np.concatenate(
+        [
+            v.numpy().ravel()
+            for k, v in pretrained(offline, 4, 64)[0].state_dict().items()
+            if k.startswith('body') and k.endswith('weight')
+        ]
+    )
+    r = np.corrcoef(one - start, two - start)[0, 1]
+    print(
+        f'correlation of how far each weight moved: {r:.4f}; largest difference {abs(one - two).max():.1e}, largest '
+        f'move {abs(one - start).max():.1e}'
+    )
+    assert r > 0.95
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path, offline):
     "The command, dealt out: one speaks, one bundle is written, and the result is the same within noise"
     pytest.importorskip('accelerate')
-    data = phantom_folder(tmp_path/'scans', 16, 4, 2, shape=(124, 128))
-    args = ('-m', 'oct_classify.cli', 'train', data, '--arch', offline, '--size', '96', '--epochs', '4', '--bs', '32', '--smoothing', '0.2')
+    data = phantom_folder(tmp_path / 'scans', 16, 4, 2, shape=(124, 128))
+    args = (
+        '-m',
+        'oct_classify.cli',
+        'train',
+        data,
+        '--arch',
+        offline,
+        '--size',
+        '96',
+        '--epochs',
+        '4',
+        '--bs',
+        '32',
+        '--smoothing',
+        '0.2',
+    )
     rows, configs = [], []
-    for got in launched(*args, '--out', tmp_path/'out'):
+    for got in launched(*args, '--out', tmp_path / 'out'):
         assert got.stderr.count('Epoch 4/4') == 1
-        rows.append(pd.read_csv(tmp_path/'out/history.csv').iloc[-1])
-        configs.append(json.loads((tmp_path/'out/bundle/config.json').read_text()))
-        (tmp_path/'out/bundle/config.json').unlink()
+        rows.append(pd.read_csv(tmp_path / 'out/history.csv').iloc[-1])
+        configs.append(json.loads((tmp_path / 'out/bundle/config.json').read_text()))
+        (tmp_path / 'out/bundle/config.json').unlink()
     assert [(c['processes'], c['options']['bs']) for c in configs] == [(1, 32), (2, 32)]
     print('one process:', rows[0].to_dict(), 'two:', rows[1].to_dict())
-    assert abs(rows[0].train_loss-rows[1].train_loss) < .15 and abs(rows[0].valid_loss-rows[1].valid_loss) < .6 # two seeds differ by as much
+    assert (
+        abs(rows[0].train_loss - rows[1].train_loss) < 0.15 and abs(rows[0].valid_loss - rows[1].valid_loss) < 0.6
+    )  # two seeds differ by as much
 
 
 def test_tensorboard(cli, data, tmp_path):
@@ -303,5 +373,12 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)/1024)
 @pytest.mark.skipif(sys.platform != 'linux', reason='counts resident memory as Linux does')
 def test_memory_does_not_grow_with_the_pack(tmp_path):
     "An epoch over 500 MB of pixels"
-    grown = float(subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, str(tmp_path), '10000'], check=True, capture_output=True, text=True).stdout)
+    grown = float(
+        subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', MEMORY, str(tmp_path), '10000'],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
     assert grown < 150, f'{grown:.0f} MB more'

@@ -1,4 +1,5 @@
-"Nothing is lost or claimed in silence: scans that vanish, patients that nobody knows, tables of a bundle that were exchanged"
+"""Nothing is lost or claimed in silence: scans that vanish, patients that nobody knows, tables of a bundle that were
+exchanged"""
 import csv
 import json
 import shutil
@@ -29,24 +30,36 @@ def vanishing(monkeypatch, side, every):
 
 
 def answers(out):
-    with open(out/'checklist.csv', encoding='utf-8', newline='') as f: return {r['topic']: r['answer'] for r in csv.DictReader(f)}
+    with open(out / 'checklist.csv', encoding='utf-8', newline='') as f:
+        return {r['topic']: r['answer'] for r in csv.DictReader(f)}
 
 
 @pytest.mark.parametrize('side', ['train', 'valid', 'test'])
 def test_scans_that_vanish_are_named(side, cli, tmp_path, monkeypatch, no_onnx):
-    "Every fifth test scan deleted left the test in silence: figures rested on 19 of 24, and the report said that every file could be read"
-    data, out = phantom_folder(tmp_path/'data', 8, 0, 3, scans=2, shape=(124, 128)), tmp_path/'out'
+    """Every fifth test scan deleted left the test in silence: figures rested on 19 of 24, and the report said that
+    every file could be read"""
+    data, out = phantom_folder(tmp_path / 'data', 8, 0, 3, scans=2, shape=(124, 128)), tmp_path / 'out'
     vanishing(monkeypatch, side, 5)
     code, _, said = cli('run', data, '--out', out, *TINY)
     assert code == 0, said
-    m, report = json.loads((out/'metrics.json').read_text()), (out/'report.html').read_text(encoding='utf-8')
+    m, report = json.loads((out / 'metrics.json').read_text()), (out / 'report.html').read_text(encoding='utf-8')
     gone = m['unread'][side]
     sentence = f'{gone["scans"]} of {gone["of"]} {side} scans could not be read'
-    assert gone['scans'] == -(-gone['of']//5) and all(f['why'] for f in gone['files']) and len(gone['files']) == gone['scans']
-    assert sentence in said and any(n.startswith(sentence) for n in m['notes']) and sentence in report and 'every file could be read' not in report
-    assert gone['files'][0]['path'] in report and m['scans'][side] == gone['of']-gone['scans']
+    assert (
+        gone['scans'] == -(-gone['of'] // 5)
+        and all(f['why'] for f in gone['files'])
+        and len(gone['files']) == gone['scans']
+    )
+    assert (
+        sentence in said
+        and any(n.startswith(sentence) for n in m['notes'])
+        and sentence in report
+        and 'every file could be read' not in report
+    )
+    assert gone['files'][0]['path'] in report and m['scans'][side] == gone['of'] - gone['scans']
     assert sentence in answers(out)['missing data']
-    if side == 'test': assert m['test']['accuracy']['n'] == gone['of']-gone['scans']
+    if side == 'test':
+        assert m['test']['accuracy']['n'] == gone['of'] - gone['scans']
 
 
 def test_a_test_of_nothing_is_refused(cli, tmp_path, monkeypatch, no_onnx):
@@ -64,24 +77,36 @@ def anonymous(data, folder, keep=0):
 @pytest.mark.parametrize('folder, keep', [('test', 0), ('train', 0), ('train', 1)])
 def test_unknown_patients_are_not_vouched_for(folder, keep, cli, tmp_path, no_onnx):
     "`audit --strict` passed, `run` said Verified, and the checklist stated that every patient was on one side"
-    data, out = phantom_folder(tmp_path/'data', 8, 0, 3, shape=(124, 128)), tmp_path/'out'
+    data, out = phantom_folder(tmp_path / 'data', 8, 0, 3, shape=(124, 128)), tmp_path / 'out'
     anonymous(data, folder, keep)
-    code, _, said = cli('audit', data, '--out', tmp_path/'audit', '--strict')
+    code, _, said = cli('audit', data, '--out', tmp_path / 'audit', '--strict')
     assert code == 1 and 'are unknown (more than 5% of a side)' in said
     code, _, said = cli('run', data, '--out', out, *TINY)
     assert code == 0 and 'Not verified: the patients of' in said and '\nVerified' not in said
-    m, report, check = json.loads((out/'metrics.json').read_text()), (out/'report.html').read_text(encoding='utf-8'), answers(out)['what is never on two sides']
+    m, report, check = (
+        json.loads((out / 'metrics.json').read_text()),
+        (out / 'report.html').read_text(encoding='utf-8'),
+        answers(out)['what is never on two sides'],
+    )
     assert m['split_check']['unknown'] and m['split_check']['leak'] is None
     assert any(n.startswith('Not verified') for n in m['notes'])
-    assert 'of patients the model had not met' not in report and 'A patient is on one side only.' not in report and 'found a leak' not in check
+    assert (
+        'of patients the model had not met' not in report
+        and 'A patient is on one side only.' not in report
+        and 'found a leak' not in check
+    )
     assert check == 'absent' or 'as far as patients are known' in check
 
 
 def test_known_patients_are(cli, tmp_path, no_onnx):
-    data, out = phantom_folder(tmp_path/'data', 8, 0, 3, shape=(124, 128)), tmp_path/'out'
-    assert cli('audit', data, '--out', tmp_path/'audit', '--strict')[0] == 0
+    data, out = phantom_folder(tmp_path / 'data', 8, 0, 3, shape=(124, 128)), tmp_path / 'out'
+    assert cli('audit', data, '--out', tmp_path / 'audit', '--strict')[0] == 0
     code, _, said = cli('run', data, '--out', out, *TINY)
-    assert code == 0 and 'Verified: no patient' in said and answers(out)['what is never on two sides'].startswith('Patients and duplicates are on one side only')
+    assert (
+        code == 0
+        and 'Verified: no patient' in said
+        and answers(out)['what is never on two sides'].startswith('Patients and duplicates are on one side only')
+    )
 
 
 @pytest.fixture(scope='module')
@@ -97,24 +122,36 @@ def trained(tmp_path_factory):
 def emptied(name): return lambda b: pd.read_parquet(b/name)[:0].to_parquet(b/name)
 
 
-FAULTS = dict(training=emptied('training.parquet'), predictions=emptied('predictions.parquet'), gone=lambda b: (b/'training.parquet').unlink(),
-    no_sums=lambda b: (b/'config.json').write_text(json.dumps(json.loads((b/'config.json').read_text()) | dict(sums={}))))
+FAULTS = dict(
+    training=emptied('training.parquet'),
+    predictions=emptied('predictions.parquet'),
+    gone=lambda b: (b / 'training.parquet').unlink(),
+    no_sums=lambda b: (b / 'config.json').write_text(
+        json.dumps(json.loads((b / 'config.json').read_text()) | dict(sums={}))
+    ),
+)
 
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_tables_of_a_bundle_are_held_against_their_sums(fault, trained, cli, tmp_path):
     "Emptied, training.parquet let `evaluate` score training scans at 100 % without a word"
-    b = shutil.copytree(trained[0], tmp_path/'bundle')
+    b = shutil.copytree(trained[0], tmp_path / 'bundle')
     FAULTS[fault](b)
-    code, _, said = cli('evaluate', b, trained[1], '--out', tmp_path/'eval')
-    assert code == 2 and said.count('\n') == 1 and 'get the bundle again' in said and not (tmp_path/'eval/report.html').exists()
+    code, _, said = cli('evaluate', b, trained[1], '--out', tmp_path / 'eval')
+    assert (
+        code == 2
+        and said.count('\n') == 1
+        and 'get the bundle again' in said
+        and not (tmp_path / 'eval/report.html').exists()
+    )
 
 
 def test_what_a_bundle_does_not_list_is_named(trained, cli, tmp_path):
-    b = shutil.copytree(trained[0], tmp_path/'bundle')
-    (b/'inputs2.safetensors').write_bytes(b'x')
-    assert 'inputs2.safetensors' in cli('evaluate', b, trained[1], '--out', tmp_path/'eval')[2]
-    with pytest.raises(OctError, match='exchanged'): (emptied('training.parquet')(b), cli and commands.evaluate(b, trained[1], out=tmp_path/'e'))
+    b = shutil.copytree(trained[0], tmp_path / 'bundle')
+    (b / 'inputs2.safetensors').write_bytes(b'x')
+    assert 'inputs2.safetensors' in cli('evaluate', b, trained[1], '--out', tmp_path / 'eval')[2]
+    with pytest.raises(OctError, match='exchanged'):
+        (emptied('training.parquet')(b), cli and commands.evaluate(b, trained[1], out=tmp_path / 'e'))
     assert OctModel.load(trained[0]).classes == CLASSES
 
 
