@@ -23,7 +23,8 @@ from oct_classify.data.scans import scan_table
 from oct_classify.evaluation.figures import as_text, figures
 from oct_classify.training.network import FALLBACK, pretrained
 from oct_classify.inference.model import OctModel
-from oct_classify.training.recipes import enough, train_by
+from oct_classify.training.learner import train_by
+from oct_classify.training.recipes import enough
 
 
 def drawn(t, n, seed):

@@ -31,7 +31,7 @@ from oct_classify.evaluation.heatmaps import *
 from oct_classify.phantoms.phantom import Phantom, phantom_folder
 from oct_classify.inference.model import OctModel
 from oct_classify.data.prepare import placed
-from oct_classify.training.recipes import train_by
+from oct_classify.training.learner import train_by
 from oct_classify.data.split import split_table
 
 SHAPE, LESIONS = (248, 256), ('CNV', 'DME', 'DRUSEN')

@@ -22,7 +22,8 @@ from oct_classify.data.scans import scan_table
 from oct_classify.evaluation.figures import as_text, figures
 from oct_classify.training.pack import pack
 from oct_classify.inference.model import OctModel
-from oct_classify.training.recipes import RECIPES, train_by
+from oct_classify.training.learner import train_by
+from oct_classify.training.recipes import RECIPES
 from oct_classify.data.split import components
 
 ARCHS = RECIPES['best'].arch.split('+')

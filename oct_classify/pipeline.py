@@ -138,7 +138,7 @@ def train_stage(df:pd.DataFrame, data, out:Path, request:Request, **kwargs):
     None in all but the first of several processes; `df` is a split table, `kwargs` are checkpoints, resume and log"""
     from oct_classify.inference.model import OctModel
     from oct_classify.training.checkpoint import clear_states
-    from oct_classify.training.recipes import train_by
+    from oct_classify.training.learner import train_by
     record = request.record(df)
     model = earlier_model(out, record)
     if model:

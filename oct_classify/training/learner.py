@@ -8,11 +8,11 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md""
 __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_threads_after', 'settle_threads', 'class_weights',
            'oct_learner', 'is_memory_error', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune',
            'practice_step', 'minutes', 'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable',
-           'input_statistics', 'Trained', 'training_loaders', 'training_request', 'train']
+           'input_statistics', 'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
 import contextlib, ctypes, gc, time, timeit, traceback
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, timm, torch
@@ -342,3 +342,36 @@ def train(
     info |= dict(threads=torch.get_num_threads(), unread=unreadable(packed, table), seconds=round(time.time()-begun, 1))
     info |= dict(input_statistics=input_statistics(dls.train_ds))
     return Trained(net.cpu().eval(), info, pd.DataFrame(history.rows), (folder,) if folder else ())
+
+# %% ../../nbs/api/training/learner.ipynb #d46b8a6a
+def joined(members)->Trained:
+    "Several `Trained` of the same classes, size and view as one, which gives the mean of their logits"
+    infos = [m.info for m in members]
+    arch,seconds = '+'.join(o['arch'] for o in infos),round(sum(o['seconds'] for o in infos), 1)
+    info = infos[0] | dict(arch=arch, members=infos, seconds=seconds)
+    history = pd.concat([m.history.assign(member=i+1) for i,m in enumerate(members)], ignore_index=True)
+    return Trained(Ensemble(*(m.net for m in members)).eval(), info, history, sum((m.states for m in members), ()))
+
+def train_by(
+    name:str, # one of `RECIPES`
+    table:pd.DataFrame, # with `split`
+    root, # folder that its paths are relative to
+    arch:str|None=None, # members of an ensemble are joined by +
+    size=None, # side, or (height, width), in pixels
+    view:str|None=None, # one of `prepare`'s views
+    seed:int=42, # of the first member; the next has the next
+    out=None, # as for `train`
+    **kwargs, # of `train`; what is not given is the recipe's own
+)->Trained:
+    "Train by a recipe; raises `OctError` for an unknown name"
+    if name not in RECIPES: raise OctError(f'There is no recipe {name!r}: choose one of {", ".join(RECIPES)}.')
+    recipe = RECIPES[name]
+    kwargs = {f.name: getattr(recipe, f.name) for f in fields(Options)} | kwargs
+    kwargs |= dict(size=size or recipe.size, view=view or recipe.view, out=out)
+    archs = (arch or recipe.arch).split('+')
+    members = [train(table, root, a, seed=seed+i, **kwargs) for i,a in enumerate(archs)]
+    t = joined(members) if len(members) > 1 else members[0]
+    if out and len(members) > 1 and not rank_distrib():
+        with atomic_write(Path(out)/'history.csv') as f: t.history.to_csv(f, index=False, float_format='%.6g')
+    t.info['recipe'] = name
+    return t
