@@ -618,7 +618,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     "Predictions for those scans of a folder that a bundle was not trained on; raises `OctError` where there are none"
     from oct_classify.inference.model import OctModel
     model = OctModel.load(bundle)
-    t = scan_table(data, known_classes(model.classes))
+    valid,t = validation_of(bundle, model.config),scan_table(data, known_classes(model.classes))
     ignored = model.config.get('request', {}).get('policy') == 'patient'
     by_folder = not ignored and (t.folder == 'test').any()
     t,notes = unmet_scans(t[t.folder == 'test'] if by_folder else t, bundle, model.config)
@@ -632,7 +632,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
     p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
     answered = p.filter(like='p_').notna().all(axis=1)
-    return check_predictions(p[answered]), validation_of(bundle, model.config), notes
+    return check_predictions(p[answered]), valid, notes
 
 # %% ../nbs/api/pipeline.ipynb #c016aa81
 def against_other(test:pd.DataFrame, file, resamples:int)->dict:

@@ -107,7 +107,7 @@ def until(p, word):
 
 
 @posix
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('sig', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_training_goes_on(cli, data, tmp_path, sig):
     """Ctrl-C, or a cluster's SIGTERM: one sentence; the same command goes on, and ends with the figures of one that
     was not stopped"""

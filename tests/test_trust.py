@@ -74,7 +74,8 @@ def anonymous(data, folder, keep=0):
     for i, p in enumerate(sorted((data/folder).rglob('*.jpeg'))[keep:]): p.rename(p.with_name(f'scan{i}.jpeg'))
 
 
-@pytest.mark.parametrize('folder, keep', [('test', 0), ('train', 0), ('train', 1)])
+@pytest.mark.parametrize(
+    'folder, keep', [('train', 1), *(pytest.param(f, 0, marks=pytest.mark.slow) for f in ('test', 'train'))])
 def test_unknown_patients_are_not_vouched_for(folder, keep, cli, tmp_path, no_onnx):
     "`audit --strict` passed, `run` said Verified, and the checklist stated that every patient was on one side"
     data, out = phantom_folder(tmp_path / 'data', 8, 0, 3, shape=(124, 128)), tmp_path / 'out'
