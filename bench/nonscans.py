@@ -10,7 +10,7 @@ Turned, cut and negative scans are made of those in DATA/test, photos and pages 
 scikit-image and scikit-learn carry. Intervals are Wilson's, 95 %.
 
 None of these pictures took part in choosing what is measured. That was done with scans of train and val, and for
-non-scans with `made_nonscans` of the room `ood`
+non-scans with `made_nonscans` of the module `ood`
 (empty frames, noise, gradients, words in Pillow's own font, drawn fundi, random textures), crops of seven other
 pictures of scikit-image (`DEVELOPMENT`, kept out here),
 and scans of train and val turned over or on their side. Turned scans are thus the one kind that both have, of other

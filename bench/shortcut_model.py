@@ -38,7 +38,7 @@ def markdown(t):
 
 
 def pictures(p, data, model, out):
-    "Every figure of the room, to be looked at"
+    "Every figure of the module, to be looked at"
     files = [data/o for o in p.path]
     px, _ = prepare_many(files, model.config['size'], model.config['view'])
     f = embed(model, px)

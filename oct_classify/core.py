@@ -1,4 +1,4 @@
-"""The words every other room uses: classes, scan names, seeds, safe reading and safe writing
+"""The words every other module uses: classes, scan names, seeds, safe reading and safe writing
 
 Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 

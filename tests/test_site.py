@@ -135,7 +135,7 @@ def copy(root, tmp_path):
 
 def test_planted_faults_are_found(copy):
     (copy / 'nbs/more.qmd').write_text(
-        '[a](gone.ipynb) [b](learn.qmd#no-such-part) ![c](images/none.png) [d](learn.qmd#all-rooms)\n', encoding='utf-8'
+        '[a](gone.ipynb) [b](learn.qmd#no-such-part) ![c](images/none.png) [d](learn.qmd#all-pages)\n', encoding='utf-8'
     )
     assert sorted(broken(copy)) == [
         'more.qmd: gone.ipynb',
