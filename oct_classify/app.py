@@ -7,8 +7,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/app.html.md"""
 # %% auto #0
 __all__ = ['LONG', 'LARGEST', 'MOST', 'POLICY', 'piece_of_page', 'strongest', 'Reading', 'evidence_map', 'read_scan', 'percent',
            'urgency', 'answer_html', 'note_html', 'safe_name', 'uploaded', 'keep_files', 'Shown', 'open_scans',
-           'read_many', 'worst', 'harmless', 'counted', 'table_html', 'import_widgets', 'examples', 'App', 'app',
-           'app_or_reason', 'write_site', 'voila_settings', 'voila_page', 'serve']
+           'read_many', 'worst', 'counted', 'table_html', 'import_widgets', 'examples', 'App', 'app', 'app_or_reason',
+           'write_site', 'voila_settings', 'voila_page', 'serve']
 
 # %% ../nbs/api/app.ipynb #8f4d97df
 import asyncio, contextlib, importlib.util, json, logging, os, re, secrets, sys, tempfile, urllib.parse
@@ -203,11 +203,6 @@ def worst(df:pd.DataFrame)->int:
     return int(by_volume(df.assign(path=[f'all#{i}' for i in range(len(df))])).slice[0])
 
 # %% ../nbs/api/app.ipynb #08770099
-def harmless(value):
-    "A cell of a spreadsheet that is no formula"
-    formula = isinstance(value, str) and value[:1] in ('=', '+', '-', '@', '\t', '\r')
-    return "'"+value if formula else value
-
 def counted(df:pd.DataFrame)->str:
     "A prediction table in one sentence"
     n = df.predicted.replace('', 'without an answer').value_counts()
@@ -216,7 +211,7 @@ def counted(df:pd.DataFrame)->str:
 
 def table_html(df:pd.DataFrame, rows:int=20)->str:
     "The first rows of a prediction table, and a link to all of them"
-    href = 'data:text/csv;charset=utf-8,'+urllib.parse.quote(df.map(harmless).to_csv(index=False))
+    href = 'data:text/csv;charset=utf-8,'+urllib.parse.quote(to_csv(df))
     first = list(df.head(rows).itertuples())
     return piece_of_page('app_table.html.j2', summary=counted(df), href=href, n=len(df), rows=first, pct=percent)
 

@@ -499,6 +499,8 @@ def compare(
     "Several policies with the same options, and what the split is worth; raises `OctError` for what can't be used"
     begun,names,out = time.time(),policy_names(policy),Path(out)
     if kwargs.get('split'): raise OctError('A split file stands in place of a policy: leave out one of the two.')
+    deciding = ('recipe', 'arch', 'size', 'view', 'weights', 'seed')
+    Request(**{name: kwargs[name] for name in deciding if name in kwargs}).check()
     if not Path(data).is_dir(): find_scans(data)
     with one_at_a_time(make_dir(out)):
         examine(data, out, class_names(kwargs.get('classes', CLASSES)))
@@ -548,9 +550,9 @@ def demo(
 def read_any_csv(path)->pd.DataFrame:
     "A CSV with columns and numbers as spreadsheets of either half of the world write them"
     with open(path, encoding='utf-8-sig') as f: sep = delimiter(f.readline())
-    t = pd.read_csv(path, sep=sep)
+    t = as_written(pd.read_csv(path, sep=sep))
     numeric = all(column.kind in 'fi' for column in t.filter(like='p_').dtypes)
-    return t if sep == ',' or numeric else pd.read_csv(path, sep=sep, decimal=',')
+    return t if sep == ',' or numeric else as_written(pd.read_csv(path, sep=sep, decimal=','))
 
 def read_table(path)->pd.DataFrame:
     "A table of predictions, CSV or parquet; raises `OctError` where it is neither"

@@ -166,3 +166,26 @@ def test_an_uploaded_list_reads_no_file_of_the_server(tmp_path):
     scans = open_scans({tmp_path/'up/list.csv': 'list.csv'})
     assert [s.name for s in scans] == ['list.csv']
     with pytest.raises(OctError, match='give the scans themselves'): scans[0].image()
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path, capsys, monkeypatch):
+    "A file called =HYPERLINK(…) was live in the CSV of predict, and its escape sequences reached the terminal"
+    from oct_classify.data.split import load_split, save_split
+    from oct_classify.inference.batch import write_table
+    from oct_classify.pipeline import read_predictions
+    names = ['=HYPERLINK("http://x").png', '@SUM(1).png', 'red\x1b[31m.png']
+    t = pd.DataFrame(dict(path=names, label='CNV', p_CNV=[.75, .5, 1], p_DME=[.25, .5, 0]))
+    write_table(t, tmp_path/'p.csv')
+    with open(tmp_path/'p.csv', encoding='utf-8', newline='') as f: cells = [c for row in csv.reader(f) for c in row]
+    assert not [c for c in cells if c[:1] in '=+-@' and c]
+    assert read_predictions(tmp_path/'p.csv')[0].path.tolist() == names
+    write_table(t)
+    assert '\x1b' in capsys.readouterr().out # a pipe gets the name as it is
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True, raising=False)
+    write_table(t)
+    assert '\x1b' not in capsys.readouterr().out
+    table = pd.DataFrame(dict(path=[f'{n[0]}{i}.png' for i, n in enumerate(names*4)], label=['CNV', 'DME']*6))
+    table = table.assign(patient=range(12), sha256='', duplicate_of='', error='', folder='', reason='')
+    table['split'] = ['train']*6+['valid']*3+['test']*3
+    save_split(table, tmp_path/'split.csv')
+    assert load_split(table, tmp_path/'split.csv').split.tolist() == table.split.tolist()

@@ -186,14 +186,14 @@ def check_split(df:pd.DataFrame)->SplitCheck:
 def save_split(df:pd.DataFrame, path):
     "Write `split.csv`: path, label, patient, split, reason, sha256, duplicate_of; `OctError` where the disk refuses"
     columns = ['path', 'label', 'patient', 'split', 'reason', 'sha256', 'duplicate_of']
-    with atomic_write(path) as f: df[[c for c in columns if c in df]].to_csv(f, index=False)
+    with atomic_write(path) as f: f.write(to_csv(df[[c for c in columns if c in df]]))
 
 def read_split(path)->pd.DataFrame:
     "The lines of a split file, checked"
     if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
     try:
         text = Path(path).read_text(encoding='utf-8-sig')
-        t = pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=delimiter(text))
+        t = as_written(pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=delimiter(text)))
     except Exception: raise OctError(f'{path} is no CSV file in UTF-8 with the columns path and split.') from None
     t = t.rename(columns=lambda c: c.strip().lower()).apply(lambda c: c.str.strip())
     lacks = [c for c in ('path', 'split') if c not in t]

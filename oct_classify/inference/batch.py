@@ -205,9 +205,11 @@ def write_table(t:pd.DataFrame, out=None):
     "Write a table whole or not at all in the format of its name; None: CSV on standard output; raises `OctError`"
     ending = check_ending(out)
     if ending == '.parquet': return save_table(t, out)
-    text = t.to_json(orient='records', indent=1) if ending == '.json' else t.to_csv(index=False, float_format='%.6g')
+    text = t.to_json(orient='records', indent=1) if ending == '.json' else to_csv(t, float_format='%.6g')
     code = sys.stdout.encoding or 'utf-8'
-    if out is None: sys.stdout.write(text.encode(code, 'backslashreplace').decode(code))
+    if out is None:
+        if sys.stdout.isatty(): text = ''.join(one_line(row)+'\n' for row in text.splitlines())
+        sys.stdout.write(text.encode(code, 'backslashreplace').decode(code))
     else:
         with atomic_write(out) as f: f.write(text)
 

@@ -281,4 +281,4 @@ def coverage_of(table:pd.DataFrame)->pd.DataFrame: # per standard: items, stated
 
 def write_checklist(path, table:pd.DataFrame):
     "A crosswalk as CSV, complete or not at all"
-    with atomic_write(path) as f: table.to_csv(f, index=False)
+    with atomic_write(path) as f: f.write(to_csv(table))
