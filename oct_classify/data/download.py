@@ -6,10 +6,10 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/download.html.md"""
 
 # %% auto #0
 __all__ = ['VERSIONS', 'REMARKS', 'KAGGLE', 'NO_LOGIN', 'REFUSALS', 'UNTRUSTED', 'WEB_PAGE', 'TIMEOUT', 'TRIES', 'PAUSE',
-           'LONGEST', 'MAX_BYTES', 'MAX_RATIO', 'RECEIPT', 'version_counts', 'which_version', 'login_files',
-           'find_login', 'kaggle_login', 'TryAgain', 'busy', 'disconnected', 'archive_address', 'Part', 'describe',
-           'check_room', 'attempt', 'persist', 'verify', 'fetch', 'target', 'member_fault', 'checked_members',
-           'without_copies', 'locked', 'extract', 'unpack', 'read_receipt', 'version_here', 'download']
+           'LONGEST', 'MAX_RATIO', 'RECEIPT', 'version_counts', 'which_version', 'login_files', 'find_login',
+           'kaggle_login', 'TryAgain', 'busy', 'disconnected', 'archive_address', 'Part', 'describe', 'check_room',
+           'attempt', 'persist', 'verify', 'fetch', 'target', 'member_fault', 'checked_members', 'without_copies',
+           'locked', 'extract', 'unpack', 'read_receipt', 'version_here', 'download']
 
 # %% ../../nbs/api/data/download.ipynb #7ebc2728
 import base64, contextlib, functools, json, lzma, os, re, shutil, stat, time, zipfile, zlib
@@ -242,8 +242,7 @@ def fetch(dataset:str, file:Path, dest):
     say(f'Downloaded {amount(file.stat().st_size - had)} in {time.time() - begun:.0f} s{checked}.')
 
 # %% ../../nbs/api/data/download.ipynb #41e6fe8a
-MAX_BYTES = 2**28 # of one member, unpacked
-MAX_RATIO = 100 # unpacked by packed size
+MAX_RATIO = 100 # all of an archive unpacked, by its packed size
 
 def target(m:zipfile.ZipInfo)->tuple:
     "The parts of the path below the folder that a member is unpacked to"
@@ -257,7 +256,7 @@ def member_fault(m:zipfile.ZipInfo)->str:
     if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): return 'is a link or a device'
     if not path or {'', '..'} & set(path) or re.search(r'[\\:\0-\x1f]', m.orig_filename):
         return 'has a name that leads outside the folder'
-    if m.file_size > MAX_BYTES or m.file_size > 2**20 and m.file_size > MAX_RATIO*m.compress_size:
+    if swells(m.file_size, m.compress_size):
         return f'would unpack from {amount(m.compress_size)} to {amount(m.file_size)}'
     return ''
 

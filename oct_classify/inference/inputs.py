@@ -89,9 +89,9 @@ def member_error(info:zipfile.ZipInfo)->OctError|None:
     "Why a member of an archive is refused, or None"
     if info.flag_bits & 1: return OctError('The member is encrypted: unpack it with its password first.')
     if suffix(info.filename) == '.zip': return OctError('A zip within a zip is not opened: unpack it first.')
-    if info.file_size > MAX_FILE: return OctError(f'The member is too large: at most {amount(MAX_FILE)} are accepted.')
-    if info.file_size > max(10_000_000, 100*info.compress_size):
-        return OctError('The member swells more than a hundredfold when unpacked, which no scan does.')
+    if swells(info.file_size, info.compress_size):
+        sizes = f'from {amount(info.compress_size)} to {amount(info.file_size)}'
+        return OctError(f'The member would unpack {sizes}, which no scan does.')
 
 # %% ../../nbs/api/inference/inputs.ipynb #2dc2f0c5
 def walk(folder):
