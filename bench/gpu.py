@@ -230,11 +230,16 @@ def command(*args, **kw):
     )
 
 
+def from_scratch(c, epochs):
+    "Options of a network that starts at random"
+    return ['--arch', c['arch'], '--size', c['size'], '--weights', 'none', '--epochs', epochs]
+
+
 def resnet_options(c):
     "ImageNet weights where a hub can be reached, else a random start and more epochs"
     from oct_classify.training.network import hub_answers
     if c['arch'] == 'resnet50' and hub_answers('resnet50'): return ['--arch', 'resnet50']
-    return ['--arch', c['arch'], '--size', c['size'], '--weights', 'none', '--epochs', c['epochs']]
+    return from_scratch(c, c['epochs'])
 
 
 def run_command(c, folder, options):
@@ -271,20 +276,7 @@ def run_resnet(c, folder): return run_command(c, folder, resnet_options(c))
 def killed(c, folder):
     "kill -9 in mid-training, then the same command again"
     data, out = real_scans(folder), Path(folder) / 'out'
-    options = [
-        'train',
-        data,
-        '--out',
-        out,
-        '--arch',
-        c['arch'],
-        '--size',
-        c['size'],
-        '--weights',
-        'none',
-        '--epochs',
-        c['epochs'],
-    ]
+    options = ['train', data, '--out', out, *from_scratch(c, c['epochs'])]
     p = subprocess.Popen(
         [sys.executable, '-W', 'ignore', '-m', 'oct_classify.cli', *map(str, options)],
         stderr=subprocess.PIPE,
@@ -311,22 +303,8 @@ def killed(c, folder):
 
 def fp16_command(c, folder):
     "A real run with a gradient scaler"
-    return run_command(
-        c,
-        folder,
-        [
-            '--arch',
-            c['arch'],
-            '--size',
-            c['size'],
-            '--weights',
-            'none',
-            '--epochs',
-            max(2, c['epochs'] // 4),
-            '--precision',
-            'fp16' if torch.cuda.is_available() else 'bf16',
-        ],
-    )
+    precision = 'fp16' if torch.cuda.is_available() else 'bf16'
+    return run_command(c, folder, [*from_scratch(c, max(2, c['epochs'] // 4)), '--precision', precision])
 
 
 # Prediction
@@ -334,20 +312,7 @@ def fp16_command(c, folder):
 def a_bundle(c, folder, data):
     "A trained bundle that saw `data`: prediction and CPU against GPU are about a network with an opinion"
     out = Path(folder) / 'made'
-    p = command(
-        'train',
-        data,
-        '--out',
-        out,
-        '--arch',
-        c['arch'],
-        '--size',
-        c['size'],
-        '--weights',
-        'none',
-        '--epochs',
-        max(2, c['epochs'] // 7),
-    )
+    p = command('train', data, '--out', out, *from_scratch(c, max(2, c['epochs'] // 7)))
     if p.returncode:
         raise RuntimeError(p.stderr[-2000:])
     return out / 'bundle'

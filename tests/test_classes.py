@@ -14,23 +14,8 @@ def test_own_classes_from_folder_to_answer(cli, offline, no_onnx, tmp_path):
         p.rename(p.with_name(OWN[p.name]))
     code, _, err = cli('run', d, '--out', tmp_path / 'none')
     assert code == 2 and 'Only NORMAL scans were found' in err
-    assert (
-        cli(
-            'run',
-            d,
-            '--classes',
-            'amd,erm,normal',
-            '--arch',
-            offline,
-            '--size',
-            '64',
-            '--epochs',
-            '0',
-            '--out',
-            tmp_path / 'o',
-        )[0]
-        == 0
-    )
+    small = ('--arch', offline, '--size', '64', '--epochs', '0')
+    assert cli('run', d, '--classes', 'amd,erm,normal', *small, '--out', tmp_path / 'o')[0] == 0
     m, c = json.loads((tmp_path / 'o/metrics.json').read_text()), load_config(tmp_path / 'o/bundle')
     assert c['classes'] == ['NORMAL', 'AMD', 'ERM'] and m['test']['accuracy']['n'] == 12
     assert not [k for k in m['test'] if 'urgent' in k] and 'weighted_error' not in m['test']

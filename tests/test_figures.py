@@ -114,20 +114,8 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     for c in CLASSES:  # one test patient per class gets a scan in training
         old, of = sorted((d / 'train' / c).iterdir())[0], sorted((d / 'test' / c).iterdir())[0]
         old.rename(old.with_name(of.name.replace('-1.', '-9.')))
-    args = (
-        'run',
-        d,
-        '--policy',
-        'official,clean',
-        '--arch',
-        offline,
-        '--size',
-        '64',
-        '--epochs',
-        '0',
-        '--out',
-        tmp_path / 'o',
-    )
+    small = ('--arch', offline, '--size', '64', '--epochs', '0')
+    args = ('run', d, '--policy', 'official,clean', *small, '--out', tmp_path / 'o')
     assert cli(*args)[0] == 0
     m = metrics(tmp_path / 'o')
     for p in ('official', 'clean'):
