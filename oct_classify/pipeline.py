@@ -15,7 +15,7 @@ __all__ = ['TRAITS', 'Request', 'doubtful_tests', 'split_stage', 'process_rank',
 
 # %% ../nbs/api/pipeline.ipynb #8cf41be3
 import contextlib, os, shutil, time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -149,8 +149,7 @@ def train_stage(df:pd.DataFrame, data, out:Path, request:Request, **kwargs):
         request.recipe, df, data, request.arch, request.size, request.view, weights=request.weights, seed=request.seed,
         official=request.policy == 'official', out=out, **kwargs, **request.options)
     if process_rank(): return None
-    history = trained.history.astype(object).where(trained.history.notna(), None).to_dict('records')
-    config = trained.info | dict(request=record, history=history)
+    config = trained.info | dict(request=record, history=records(trained.history))
     save_bundle(out/'bundle', trained.net, config, seen=used_in_training(df), onnx=True)
     for folder in trained.states: clear_states(folder)
     return OctModel.load(out/'bundle')
@@ -499,8 +498,10 @@ def compare(
     "Several policies with the same options, and what the split is worth; raises `OctError` for what can't be used"
     begun,names,out = time.time(),policy_names(policy),Path(out)
     if kwargs.get('split'): raise OctError('A split file stands in place of a policy: leave out one of the two.')
-    deciding = ('recipe', 'arch', 'size', 'view', 'weights', 'seed')
-    Request(**{name: kwargs[name] for name in deciding if name in kwargs}).check()
+    kwargs['study'] = statements(kwargs.get('study'))
+    asked = {name: value for name,value in kwargs.items() if value is not None}
+    of_request,of_options = [{f.name: asked[f.name] for f in fields(o) if f.name in asked} for o in (Request, Options)]
+    Request(**of_request, options=of_options).check() # before anything is read
     if not Path(data).is_dir(): find_scans(data)
     with one_at_a_time(make_dir(out)):
         examine(data, out, class_names(kwargs.get('classes', CLASSES)))
@@ -761,8 +762,10 @@ def audit(
         scan_table_ray(data, table, classes=classes, look=look, address=address, workers=workers)
     found = Audit(Path(out), audit_folder(data, out, classes))
     if strict:
-        for line in found.summary(): say(line)
-        found.check()
+        try: found.check()
+        except CheckFailed:
+            for line in found.summary(): say(line) # else they are said by whoever gets what was found
+            raise
     return found
 
 def export(
