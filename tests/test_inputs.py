@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oct_classify.inference import formats as volumes
+from oct_classify import core
 from oct_classify.core import OctError
 from oct_classify.inference.inputs import scans_of
 from oct_classify.data.prepare import placed
@@ -136,7 +136,7 @@ def test_a_name_that_is_not_utf8(sound, tmp_path):
 def test_limits_hold_before_anything_is_decoded(tmp_path, monkeypatch):
     Image.new('1', (20_000, 20_000)).save(tmp_path/'a.png')
     with pytest.raises(OctError, match='million'): placed(scans_of(tmp_path/'a.png')[0].image(), 64)
-    monkeypatch.setattr(volumes, 'MAX_FILE', 1000)
+    monkeypatch.setattr(core, 'MAX_FILE', 1000)
     with pytest.raises(OctError, match='at most'): scans_of(tmp_path/'a.png')[0].image()
 
 

@@ -324,9 +324,10 @@ def unpack(zip, dest, temporary:bool=False)->Path:
     if dest.exists(): raise OctError(f'{dest} is already there: remove it, or choose another folder.')
     if not zip.exists(): raise OctError(f'There is no file {zip}: check the path.')
     if zip.is_dir(): raise OctError(f'{zip} is a folder, not an archive: unpacked scans need no --zip.')
+    if not zip.is_file(): raise OctError(f'{zip} is not a file: give the archive itself.')
     try:
-        with locked(dest), zipfile.ZipFile(zip) as z: n = extract(z, zip, dest, temporary)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError):
+        with locked(dest), open(zip, 'rb') as f, checked_zip(f) as z: n = extract(z, zip, dest, temporary)
+    except (zipfile.BadZipFile, UnicodeDecodeError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError):
         raise OctError(f'{zip} is damaged or cut short, or is no zip archive: get it from its source.') from None
     say(f'Unpacked {n:,} files in {time.time()-begun:.0f} s, each with the right CRC-32.')
     return dest
