@@ -558,10 +558,11 @@ def read_any_csv(path)->pd.DataFrame:
 def read_table(path)->pd.DataFrame:
     "A table of predictions, CSV or parquet; raises `OctError` where it is neither"
     if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
-    try: return pd.read_parquet(path) if str(path).endswith('.parquet') else read_any_csv(path)
-    except Exception:
-        raise OctError(f'{path} is neither CSV nor parquet: '
-            'give a table with the columns path, label and p_<class>.') from None
+    wanted = 'give a table with the columns path, label and p_<class>'
+    if str(path).endswith('.parquet'): return load_table(path, wanted)
+    try: return read_any_csv(check_file(path))
+    except OctError as e: raise OctError(f"{path} can't be read: {e}") from None
+    except Exception: raise OctError(f'{path} is neither CSV nor parquet: {wanted}.') from None
 
 def one_row_per_scan(t:pd.DataFrame)->pd.DataFrame:
     "A checked prediction table; labels may be spelled in any capitals, as folders may; raises `OctError`"
@@ -706,13 +707,12 @@ def download(
 ):
     """Kaggle's data set, or an archive at hand, as a verified folder of scans
 
-    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and unpacks it. Writes the scans
-    and scans.parquet, which describes each of them, to DEST. An interrupted download goes on with the same command.
+    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and unpacks the scans to DEST.
+    An interrupted download goes on with the same command.
 
     Raises `OctError` where the archive can't be had or trusted."""
     from oct_classify.data.download import download as download_scans
-    table = download_scans(dest, zip=zip, store=store, keep_zip=keep_zip)/'scans.parquet'
-    if not table.exists(): kept_table(dest, table, look=look) # so that audit and run need not read them again
+    download_scans(dest, zip=zip, store=store, keep_zip=keep_zip)
     say(f'Next: oct-classify audit {dest}')
 
 @dataclass

@@ -11,7 +11,7 @@ __all__ = ['UNKNOWN_SHARE', 'FAMILIES', 'block_sums', 'statistics', 'look', 'unk
            'remarks', 'findings', 'kept_duplicates', 'examine', 'write_audit', 'audit']
 
 # %% ../../nbs/api/data/audit.ipynb #97953348
-import json, os, shutil
+import json, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -319,15 +319,12 @@ def kept_duplicates(table, data, file):
 def examine(data, out, classes:tuple=CLASSES)->tuple:
     """Read what is new or changed in the folder `data`: the scan table with the columns of `look`, `duplicate_of` and
     `flags`, and the pairs of `find_duplicates`, both kept in the folder `out`; raises `OctError` without scans"""
-    file,downloaded = Path(out)/'scans.parquet',Path(data)/'scans.parquet'
-    if not file.exists() and downloaded.exists(): shutil.copy2(downloaded, file)
+    file = Path(out)/'scans.parquet'
     table = kept_table(data, file, classes, look)
     pairs = kept_duplicates(table, data, Path(out)/'duplicates.parquet')
     table['duplicate_of'] = duplicate_of(table, pairs)
     table['flags'] = flags(table)
-    stamp = file.stat().st_mtime # when reading began
     save_table(table, file)
-    os.utime(file, (stamp, stamp))
     bad = table[table.error != '']
     if len(bad):
         say(f"{len(bad):,} of {plural(len(table), 'file')} can't be used, e.g. {bad.path.iloc[0]}: {bad.error.iloc[0]} "

@@ -426,8 +426,7 @@ def scan_table_ray(
         key = dict(data=root, classes=classes, look=getattr(look, '__qualname__', None))
         files = [SimpleNamespace(name=r['path'], **r) for r in new.to_dict('records')]
         parts = Parts(kept, files, key, size, replace=True)
-        begun = (kept/'plan.json').stat().st_mtime # the first start counts, or a file changed since would be missed
-        return spread(parts, file_scorer, (root, classes, look), desc='Reading scans', **kw), begun
+        return spread(parts, file_scorer, (root, classes, look), desc='Reading scans', **kw)
     t = kept_table(data, file, classes, look, read)
     Folder(kept).clear()
     return t
