@@ -9,7 +9,9 @@ multi-frame, zip, CSV, Zeiss .img, Heidelberg .vol and .e2e, Topcon .fda and .fd
 model.onnx with its data of a tiny bundle), damages it (bits flipped, cut
 short, heads swapped, spans randomised, chunks doubled, sizes made absurd), and reads it: scans by `scans_of`,
 `image()` and `placed`, bundles by `OctModel.load` and one prediction in each engine
-there is, once as it is and once with the sums in config.json made to fit. Worker processes read; a watchdog ends one
+there is, once as it is and once with the sums in config.json made to fit. Further kinds are made, not damaged: lists
+that name addresses and what lies outside, folders of pipes, devices, circles and sparse files, parquet tables that
+swell, scans that unpack to gigabytes, ONNX graphs that grow or never end. Worker processes read; a watchdog ends one
 that takes longer than `--seconds` for a file, and a worker's peak of resident memory is measured. Prints counts by
 kind:
 answered, refused in one sentence, failed (another exception), crashed, hung, over the memory limit; the highest peak
@@ -243,6 +245,155 @@ def damage(rng, data, other=b''):
     return bytes(b)
 
 
+LINES = (
+    'sound.jpg',
+    'sound.png',
+    '../sound.png',
+    '/etc/hostname',
+    '/dev/zero',
+    'file:///etc/passwd',
+    'reference://x::a.json',
+    'simplecache::file:///etc/hostname',
+    'python://x',
+    'zip://a.png::x.zip',
+    'C:\\x.png',
+    '\\\\server\\x.png',
+    '.',
+    '..',
+    'nowhere/*.png',
+    '~',
+    '$HOME',
+    'list.csv',
+    'x' * 5000,
+    'sound.jpg\0.png',
+    '"',
+    "'",
+    '=1+1',
+    '\x1b[2J',
+    'ä.png',
+    '?',
+)
+
+
+def made_list(rng, folder):
+    "A list of files with a head or none, in one of several encodings, of which some lines lead astray"
+    head, separator = (
+        str(rng.choice(['path', 'path,label', 'PATH;label', 'a\tb', 'x'])),
+        str(rng.choice([',', ';', '\t'])),
+    )
+    lines = [separator.join(rng.choice(LINES, int(rng.integers(1, 4)))) for _ in range(int(rng.integers(0, 60)))]
+    code = str(rng.choice(['utf-8', 'utf-8-sig', 'utf-16', 'latin-1']))
+    (folder / 'x.csv').write_bytes('\n'.join([head] * int(rng.integers(0, 2)) + lines).encode(code, 'replace'))
+    return folder / 'x.csv'
+
+
+def made_folder(rng, folder):
+    "Class folders that hold pipes, devices, circles, links to nowhere, sparse files, and sound pictures"
+    for i in range(int(rng.integers(1, 12))):
+        p = (
+            folder
+            / str(rng.choice(['CNV', 'train/DME', 'test/NORMAL']))
+            / f'DME-{i}-1.{rng.choice(["png", "dcm", "zip", "vol", "x"])}'
+        )
+        p.parent.mkdir(parents=True, exist_ok=True)
+        kind = int(rng.integers(0, 6))
+        if kind == 0:
+            os.mkfifo(p)
+        elif kind == 1:
+            p.symlink_to(str(rng.choice(['/dev/zero', '/dev/null', '/dev/random', '/proc/self/mem', '/', '..'])))
+        elif kind == 2:
+            p.symlink_to(p)
+        elif kind == 3:
+            p.symlink_to('nowhere')
+        elif kind == 4:
+            with open(p, 'wb') as f:
+                f.truncate(int(10 ** rng.uniform(0, 11)))
+        else:
+            os.link(folder.parent / 'sound.png', p)
+    return folder
+
+
+def made_table(rng, folder):
+    "A parquet table of any codec, whose texts may be stored once for many rows, or which holds lists"
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n = int(10 ** rng.uniform(0, 6))
+    text = pa.array(['x' * int(10 ** rng.uniform(0, 6))])
+    columns = dict(path=pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), text))
+    for k in range(int(rng.integers(0, 8))): columns[f'p_{k}'] = pa.array(np.zeros(n))
+    if rng.random() < .2: columns['nested'] = pa.array([[1]] * n)
+    codec = str(rng.choice(['snappy', 'snappy', 'none', 'zstd', 'gzip']))
+    pq.write_table(pa.table(columns), folder / 'x.parquet', compression=codec, store_schema=bool(rng.random() < .5))
+    if rng.random() < .5: (folder / 'x.parquet').write_bytes(damage(rng, (folder / 'x.parquet').read_bytes()))
+    return folder / 'x.parquet'
+
+
+def made_bomb(rng, folder):
+    "A scan that would take gigabytes or minutes: passes of a JPEG, runs of an RLE frame, a deflated plane, members"
+    n, way = int(10 ** rng.uniform(3, 6.5)), int(rng.integers(0, 6))
+    px = np.zeros((int(rng.integers(40, 1000)), int(rng.integers(40, 1000))), np.uint8)
+    if way == 0:
+        data = encoded(px, 'jpeg', progressive=True)
+        at = data.rindex(b'\xff\xda')
+        name, data = 'x.jpg', data[:at] + data[at:-2] * (n // 100)
+    elif way == 1:
+        name, data = 'x.dcm', dicom(px[None], 'rle') or b''
+        at = data.find(struct.pack('<16I', 1, 64, *[0] * 14))
+        data = data[: at - 4] + struct.pack('<I', 64 + 2 * n) + data[at : at + 64] + b'\x81\0' * n
+    elif way == 2:
+        name, data = 'x.png', encoded(np.zeros((n // 4000 + 40, 4000), np.uint8), 'png')
+    elif way == 3:
+        name, data = 'x.tif', encoded(np.zeros((n // 4000 + 40, 4000), np.uint8), 'tiff', compression='tiff_deflate')
+    elif way == 4:
+        name, data = 'x.zip', packed({f'{i}.png': bytes(n) for i in range(int(rng.integers(1, 5)))})
+    else:
+        name, data = 'x.xml', b'<HEDX>' + b'<a>' * (n // 10) + b'<b/>' * n
+    (folder / name).write_bytes(data)
+    return folder / name
+
+
+def made_onnx(rng, bundle, folder):
+    "A bundle whose sums fit, and whose graph has a node that makes a huge constant, never ends, or calls what it likes"
+    import onnx
+    from onnx import helper as h
+
+    for f in Path(bundle).iterdir():
+        os.link(f, folder / f.name)
+    model = onnx.load(folder / 'model.onnx', load_external_data=False)
+    size = h.make_tensor('size', onnx.TensorProto.INT64, [2], [int(10 ** rng.uniform(0, 6)) for _ in range(2)])
+    model.graph.initializer.append(size)
+    one = h.make_tensor('one', onnx.TensorProto.FLOAT, [], [1.0])
+    yes = h.make_tensor('yes', onnx.TensorProto.BOOL, [], [True])
+    many = h.make_tensor('many', onnx.TensorProto.INT64, [], [2**62])
+    model.graph.initializer.extend([one, yes, many])
+    body = h.make_graph(
+        [h.make_node('Identity', ['c'], ['d'])],
+        'body',
+        [
+            h.make_tensor_value_info('i', onnx.TensorProto.INT64, []),
+            h.make_tensor_value_info('c', onnx.TensorProto.BOOL, []),
+        ],
+        [h.make_tensor_value_info('d', onnx.TensorProto.BOOL, [])],
+    )
+    nodes = [
+        h.make_node('ConstantOfShape', ['size'], ['huge']),
+        h.make_node('Expand', ['one', 'size'], ['huge']),
+        h.make_node('Loop', ['many', 'yes'], [], body=body),
+        h.make_node('Tile', ['size', 'many'], ['huge']),
+        h.make_node('RandomNormal', [], ['huge'], shape=[100_000, 100_000]),
+        h.make_node('Anything', ['one'], ['huge'], domain='com.stranger'),
+    ]
+    node = nodes[int(rng.integers(0, len(nodes)))]
+    model.graph.node.insert(0, node)
+    if node.output:
+        model.graph.output.append(h.make_tensor_value_info('huge', onnx.TensorProto.FLOAT, None))
+    (folder / 'model.onnx').unlink()
+    (folder / 'model.onnx').write_bytes(model.SerializeToString())
+    summed_anew(folder)
+    return folder
+
+
 def read_scan(path):
     "How many scans of a file were answered, and how many refused"
     got = Counter()
@@ -275,7 +426,31 @@ def read_bundle(path):
     return got
 
 
-def read(path): return read_bundle(path) if Path(path).is_dir() else read_scan(path)
+def read_table(path):
+    from oct_classify.data.scans import load_table
+    try: load_table(path)
+    except OctError as e:
+        assert str(e) and '\n' not in str(e), repr(str(e))
+        return Counter(refused=1)
+    return Counter(answered=1)
+
+
+def read_folder(path):
+    "As `audit` and `run` read a folder, and as `predict` does"
+    from oct_classify.data.scans import scan_table
+    try: errors = scan_table(path).error
+    except OctError as e:
+        assert str(e) and '\n' not in str(e), repr(str(e))
+        return read_scan(path)
+    assert not errors.str.contains('\n').any()
+    return read_scan(path) + Counter(answered=int((errors == '').sum()), refused=int((errors != '').sum()))
+
+
+def read(path):
+    path = Path(path)
+    if path.suffix == '.parquet': return read_table(path)
+    if not path.is_dir(): return read_scan(path)
+    return read_bundle(path) if (path / 'config.json').exists() else read_folder(path)
 
 
 def jobs(folder, n, seed, bundle, only=''):
@@ -292,12 +467,20 @@ def jobs(folder, n, seed, bundle, only=''):
         if bundle
         else {}
     )
-    kinds = [k for k in (*sound, *parts, *(f'{f}, summed' for f in parts if f != 'config.json')) if only in k]
+    made = dict(list=made_list, special=made_folder, parquet=made_table, bomb=made_bomb)
+    if 'model.onnx' in parts: made['onnx graph'] = lambda rng, folder: made_onnx(rng, bundle, folder)
+    kinds = [*sound, *parts, *(f'{f}, summed' for f in parts if f != 'config.json'), *(f'made {k}' for k in made)]
+    kinds = [k for k in kinds if only in k]
     for i in range(n):
         rng = np.random.default_rng([seed, i])
         kind = kinds[i % len(kinds)]
         part = kind.removesuffix(', summed')
-        if part in parts:
+        if kind.startswith('made '):
+            (at := folder / f'{i}').mkdir()
+            if kind == 'made list':
+                for k in ('jpg', 'png'): os.link(folder / f'sound.{k}', at / f'sound.{k}')
+            at = made[kind.removeprefix('made ')](rng, at)
+        elif part in parts:
             at = folder / f'{i}'
             at.mkdir()
             for f in parts:  # hard links: only the damaged one is written

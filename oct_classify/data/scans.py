@@ -30,9 +30,10 @@ def place_in_layout(path:PurePosixPath, classes)->tuple|None:
     return '/'.join(path.parts[:-2 if folder else -1]), folder, names[-1].upper()
 
 def walk_folders(root):
-    "(folder relative to `root`, names of its subfolders, names of its files), links followed, each real folder once"
+    "(folder relative to `root`, names of its subfolders, its files), links followed inwards, each real folder once"
     def fail(e): raise OctError(f"{e.filename} can't be listed ({e.strerror}): choose a folder you may read.")
-    seen = set()
+    at = Path(root).resolve()
+    seen = {str(o) for o in (at, *at.parents)}
     for folder,subfolders,files in os.walk(root, onerror=fail, followlinks=True): # folders on Drive are often links
         named = sorted(o for o in subfolders if not o.startswith('.') and o not in JUNK)
         subfolders.clear()
@@ -107,8 +108,8 @@ def read_row(root, row, classes, look=None, blank=None)->dict:
                dhash=np.uint64(0), error='') | (blank or {})
     try:
         if not os.path.lexists(p): raise OctError('The file name is not valid UTF-8: rename the file.')
-        out['state'] = file_state(check_file(p))
-        data = p.read_bytes()
+        out['state'] = file_state(p)
+        data = read_file(p, MAX_PICTURE)
         out |= dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         grey = read_grey(data)
         out |= dict(width=grey.shape[1], height=grey.shape[0], dhash=dhash(grey)) | (look(grey) if look else {})
@@ -159,15 +160,13 @@ def save_table(df:pd.DataFrame, path):
     "Store a table as parquet, complete or not at all"
     with atomic_write(path, 'wb') as f: df.to_parquet(f, index=False)
 
-MAX_TABLE = 500_000_000 # bytes of a table in memory
+MAX_TABLE = 150_000_000 # bytes of a table in memory
 
 def check_table(path):
     "Refuse a parquet file that would swell to more than `MAX_TABLE` or holds no plain columns; raises `OctError`"
     import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
     about,schema = pq.read_metadata(check_file(path)),pq.read_schema(path)
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    codes = {g.column(i).compression for g in groups for i in range(g.num_columns)} - {'SNAPPY', 'UNCOMPRESSED'}
-    if codes: raise OctError(f'it is compressed by {min(codes)}, so save it with snappy.')
     if any(map(pa.types.is_nested, schema.types)): raise OctError('it holds columns within columns.')
     size = 8*about.num_rows*about.num_columns+sum(g.total_byte_size for g in groups)
     texts = [o.name for o in schema if 'string' in str(o.type) or 'binary' in str(o.type)]

@@ -29,7 +29,7 @@ DICOM = ('.dcm', '.dicom')
 MAX_VOLUME = 4_000_000_000 # bytes of a volume that is read in place
 MAX_FRAMES = 10_000 # of one volume
 MAX_VOXELS = 500_000_000 # of one volume
-MAX_HEADER = 8_000_000 # bytes of an XML export, and of what a DICOM file says before its pixels
+MAX_HEADER = 3_000_000 # bytes of an XML export, and of what a DICOM file says before its pixels
 NEEDS = "Reading it needs {}: pip install 'oct_classify[formats]'."
 
 def as_error(e:Exception)->OctError:
@@ -201,7 +201,7 @@ def topcon_pictures(b, at:int, size:int):
 def read_xml_export(source, name:str):
     "Heidelberg's XML export: number of slices, and a function that gives the path of one"
     if source.path is None: raise OctError('An XML export is read from disk: unpack it first.')
-    text = Path(check_file(source.path, MAX_HEADER)).read_bytes()
+    text = read_file(source.path, MAX_HEADER)
     if b'<!DOCTYPE' in text or b'<!ENTITY' in text: raise OctError('It declares a document type, as no export does.')
     images = ElementTree.fromstring(text).iterfind(".//ImageType[Type='OCT']..")
     names = [re.split(r'[\\/]', o.findtext('./ImageData/ExamURL') or '')[-1] for o in images]
@@ -211,7 +211,7 @@ def read_xml_export(source, name:str):
 
 def xml_pictures(path)->set:
     "The paths of all pictures, the fundus among them, that an XML export names"
-    text = Path(check_file(path, MAX_HEADER)).read_text(encoding='utf-8', errors='replace')
+    text = read_file(path, MAX_HEADER).decode('utf-8', 'replace')
     return {os.path.join(os.path.dirname(path), o) for o in re.findall(r'([^\\/<>]+)</ExamURL>', text)}
 
 # %% ../../nbs/api/inference/formats.ipynb #d3042a13
