@@ -168,7 +168,7 @@ def sound_scans():
             packed({'CNV/a.jpg': encoded(px, 'jpeg'), 'b.png': encoded(px, 'png'), 'c.vol': vol(frames[:1])}),
         ),
         'csv': ('x.csv', b'path,label\nsound.jpg,CNV\nsound.png,DME\n"a,b.png",DME\n'),
-        'img': ('x 128x3_cube_z.img', frames[:, ::-1].tobytes()),
+        'img': ('x 128x3_cube_z.img', frames[:, ::-1, ::-1].tobytes()),
         'vol': ('x.vol', vol(frames)),
         'e2e': ('x.e2e', e2e(frames)),
         'fda': ('x.fda', topcon(frames, True)),
@@ -183,7 +183,7 @@ def sound_scans():
 
         for k, f in {'dicom jpeg-ls': 'MR_small_jpeg_ls_lossless.dcm', 'dicom jpeg 12 bit': 'JPGExtended.dcm'}.items():
             if p := get_testdata_file(f, download=False):
-                out[k] = ('x.dcm', re.sub(rb'(?<=\x08\0`\0CS\2\0)..', b'OT', Path(p).read_bytes())) # of no eye
+                out[k] = ('x.dcm', re.sub(rb'(?<=\x08\0`\0CS\x02\0)..', b'OT', Path(p).read_bytes())) # of no eye
     return out
 
 

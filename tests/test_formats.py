@@ -1,13 +1,16 @@
 "Files of devices, archives and programs, as people have them: every slice is a scan, or a sentence says why"
 import io
+import struct
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from oct_classify.core import OctError, read_grey
-from oct_classify.inference.inputs import scans_of
+from oct_classify.inference.formats import heidelberg_float16, stretched
+from oct_classify.inference.inputs import by_volume, scans_of
 
 GREYS = np.random.default_rng(0).integers(0, 255, (3, 48, 64)).astype(np.uint8)
 
@@ -164,3 +167,95 @@ def test_an_xml_export_in_a_zip(tmp_path):
         for n, data in files.items(): z.writestr(f'deep/er/{n}', data)
     got = answers(tmp_path/'cut.zip')
     assert list(got) == [f'deep/er/e.xml#{i}' for i in range(3)] and 'not there' in got['deep/er/e.xml#1']
+
+
+def e2e(parts, directory=True):
+    "A Heidelberg database export of parts (series, slice, is it a B-scan, kind, data); its directory may be lost"
+    start, entries, body = 140+44*len(parts), b'', b''
+    for series, number, ind, kind, data in parts:
+        who = struct.pack('<4i2HII', 1, 1, series, number, ind, 0, kind, 0)
+        entries += struct.pack('<4I', 0, start+len(body), len(data), 0)+who
+        body += struct.pack('<12s5I', b'MDbData', 0, 0, 0, len(data), 0)+who+data
+    def head(magic, *last): return struct.pack('<12sI20s', magic, 100, bytes(20))+struct.pack(f'<{len(last)}I', *last)
+    at = 88 if directory else 1 << 30
+    return head(b'CMDb')+head(b'MDbMDir', 0, at, at, 0)+head(b'MDbDir', len(parts), 0, 0, 0)+entries+body
+
+
+def slice_of(series, number, shape=(48, 64)):
+    h, w = shape
+    return series, 2*number, 1, 1 << 30, struct.pack('<5I', 2*h*w, 35652097, h*w, h, w)+bytes([number, 200])*(h*w)
+
+
+def test_each_eye_of_an_export_is_a_volume(tmp_path):
+    "Both eyes of a patient were one volume, and one row of --volumes"
+    side = [(s, -1, 0, 11, bytes(14)+eye+bytes(12)) for s, eye in ((5, b'R'), (7, b'L'))]
+    parts = [slice_of(5, i) for i in range(3)]+[slice_of(7, 0, (40, 50)), slice_of(9, 0)]+side
+    (tmp_path/'x.e2e').write_bytes(e2e(parts))
+    got = answers(tmp_path)
+    assert list(got) == ['x.e2e#OD-1#0', 'x.e2e#OD-1#1', 'x.e2e#OD-1#2', 'x.e2e#OS-2#0', 'x.e2e#3#0']
+    assert got['x.e2e#OS-2#0'].shape == (40, 50)
+    t = pd.DataFrame(dict(path=list(got), abstain=False, urgent=False, p_NORMAL=.5, p_CNV=.5))
+    assert by_volume(t).volume.tolist() == ['x.e2e#OD-1', 'x.e2e#OS-2', 'x.e2e#3']
+    (tmp_path/'x.e2e').write_bytes(e2e(parts[:3]))
+    assert list(answers(tmp_path)) == ['x.e2e#0', 'x.e2e#1', 'x.e2e#2']
+
+
+def test_an_export_without_its_directory(tmp_path):
+    "panimg finds the B-scans of such a file by the heads of its parts"
+    parts = [slice_of(5, i) for i in range(3)]
+    (tmp_path/'a.e2e').write_bytes(e2e(parts))
+    (tmp_path/'b.e2e').write_bytes(e2e(parts, directory=False))
+    stale = bytearray(e2e(parts))
+    for i in range(3): struct.pack_into('<I', stale, 140+44*i+4, 999)
+    (tmp_path/'c.e2e').write_bytes(stale)
+    got = list(answers(tmp_path).values())
+    assert len(got) == 9 and all((got[i] == got[i+k]).all() for i in range(3) for k in (3, 6))
+    (tmp_path/'a.e2e').write_bytes(e2e(parts)[:-99]) # a directory that is sound, and a slice that is not there
+    got = list(answers(tmp_path/'a.e2e', tmp_path).values())
+    assert [isinstance(o, str) for o in got] == [False, False, True]
+
+
+def test_the_mantissa_is_read_from_the_lowest_bit():
+    "As the file of a real device settles: 1 + 1/2 has the lowest bit set"
+    assert heidelberg_float16(np.array([63 << 10, 63 << 10 | 1, 63 << 10 | 512])).tolist() == [1, 1.5, 1+1/1024]
+
+
+def test_a_scan_in_a_circle_says_so(tmp_path):
+    circle = (7, 0, 0, 10004, bytes(72)+struct.pack('<I', 2)+bytes(300))
+    volume = (5, 0, 0, 10004, bytes(72)+struct.pack('<I', 3)+bytes(300))
+    (tmp_path/'x.e2e').write_bytes(e2e([slice_of(5, 0), slice_of(7, 0), volume, circle]))
+    got = answers(tmp_path)
+    assert not isinstance(got['x.e2e#1#0'], str) and 'circle around the optic nerve' in got['x.e2e#2#0']
+    head = bytearray(2048)
+    struct.pack_into('<12s3I', head, 0, b'HSF-OCT-103', 64, 1, 48)
+    for pattern in (2, 3):
+        struct.pack_into('<I', head, 96, pattern)
+        (tmp_path/'x.vol').write_bytes(bytes(head)+bytes(4*48*64))
+        assert isinstance(list(answers(tmp_path/'x.vol').values())[0], str) == (pattern == 2)
+
+
+def test_topcon_takes_the_scan_and_not_its_reference_lines(tmp_path):
+    "A file with both was answered from three lines that lie upside down, 16 bytes off"
+    def chunk(name, frames, head):
+        body = (struct.pack('<B4I', 2, 64, 48, 16, len(frames)).ljust(head, b'\0'))+(frames.astype('<u2')*200).tobytes()
+        return bytes([len(name)])+name+struct.pack('<I', len(body))+body
+    reference = chunk(b'@IMG_MOT_COMP_03', GREYS[:1, ::-1], 38)
+    heads = {b'@IMG_SCAN_03': 22, b'@IMG_SCAN_02': 30, b'@IMG_MOT_COMP_03': 38, b'@IMG_MOT_COMP_02': 22}
+    for name, head in heads.items():
+        before = b'' if b'MOT' in name else reference
+        (tmp_path/'x.fds').write_bytes(b'FOCTFDS'+bytes(8)+before+chunk(name, GREYS, head)+b'\0')
+        got = list(answers(tmp_path).values())
+        assert len(got) == 3 and all(np.abs(a-stretched(g).astype(int)).max() <= 1 for a, g in zip(got, GREYS)), name
+    (tmp_path/'x.fds').write_bytes(b'FOCTFDS'+bytes(8)+chunk(name, GREYS, 25)+b'\0')
+    assert 'cut short' in answers(tmp_path)['x.fds']
+
+
+def test_zeiss_lines_have_their_own_size(tmp_path):
+    "Two lines of 1024x1024 under the name of the cube were 128 slices of 32 rows"
+    line = np.zeros((1024, 1024), np.uint8)
+    line[:100, :50] = 255
+    (tmp_path/'P1_Macular Cube 512x128_10-27-2014_OD_sn1_hidef_z.img').write_bytes(line.tobytes()*2)
+    got = list(answers(tmp_path).values())
+    assert len(got) == 2 and got[0].shape == (1024, 1024) and (got[0][-100:, -50:] == 255).all()
+    (tmp_path/'P1_Macular Cube 512x128_10-27-2014_OD_sn1_hidef_z.img').write_bytes(line.tobytes()*3)
+    assert 'not clear' in list(answers(tmp_path).values())[0]

@@ -214,10 +214,10 @@ class Lister:
     def volume(self, name:str, source, reader)->list:
         "One scan per slice, from 0; the only frame of a DICOM file, or page of a picture, keeps the plain name"
         volume = Volume(self.volumes, partial(reader, source, name))
-        try: n,_ = volume.opened()
+        try: n,frame = volume.opened()
         except Exception as e: return [Scan(name, error=e)]
         if n == 1 and reader in (read_dicom, read_pages): return [Scan(name, volume, 0)]
-        return [Scan(f'{name}#{i}', volume, i) for i in range(n)]
+        return [Scan(f'{name}#{label}', volume, i) for i,label in enumerate(getattr(frame, 'labels', range(n)))]
 
     def xml(self, name, source):
         self.exported |= {re.sub(r'[^\\/]*$', '', name)+o for o in xml_pictures(source)}
