@@ -6,16 +6,18 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/formats.html.md"
 
 # %% auto #0
 __all__ = ['DICOM', 'MAX_VOLUME', 'MAX_FRAMES', 'MAX_VOXELS', 'MAX_HEADER', 'NEEDS', 'CUT_SHORT', 'PAGED', 'PAGES', 'CIRCLE',
-           'E2E_ENTRY', 'CIRRUS', 'TOPCON', 'STORED', 'PHOTOGRAPHS', 'MAPS', 'NO_SLICE', 'MODALITIES', 'DISPLAYED',
-           'COLOUR', 'READERS', 'as_error', 'DiskFile', 'MemberFile', 'check_volume', 'unpack_at', 'check_magic',
-           'has_pages', 'read_pages', 'heidelberg_grey', 'stretched', 'read_vol', 'e2e_directory', 'e2e_found',
-           'e2e_entries', 'e2e_said', 'heidelberg_float16', 'read_e2e', 'read_img', 'topcon_chunks', 'read_topcon',
-           'topcon_pictures', 'xml_text', 'read_xml_export', 'xml_pictures', 'read_oct', 'is_dicom', 'dicom_header',
-           'check_kind', 'check_dicom', 'check_frames', 'coded_size', 'unpacked_rle', 'display_settings', 'padding',
-           'displayed', 'read_dicom']
+           'E2E_ENTRY', 'CIRRUS', 'TOPCON', 'NO_STACK', 'MET', 'NIFTI', 'MATLAB', 'STORED', 'PHOTOGRAPHS', 'MAPS',
+           'NO_SLICE', 'MODALITIES', 'DISPLAYED', 'COLOUR', 'DEVICES', 'READERS', 'as_error', 'DiskFile', 'MemberFile',
+           'check_volume', 'unpack_at', 'check_magic', 'has_pages', 'read_pages', 'heidelberg_grey', 'stretched',
+           'read_vol', 'e2e_directory', 'e2e_found', 'e2e_entries', 'e2e_said', 'heidelberg_float16', 'read_e2e',
+           'read_img', 'topcon_chunks', 'read_topcon', 'topcon_pictures', 'xml_text', 'read_xml_export', 'xml_pictures',
+           'read_oct', 'slice_axis', 'read_array', 'array_at', 'inflated', 'chosen', 'read_mhd', 'read_nifti',
+           'npy_head', 'npy_array', 'read_npy', 'read_npz', 'unpacked_mat', 'read_mat', 'Chunked', 'read_hdf5',
+           'is_dicom', 'dicom_header', 'check_kind', 'check_dicom', 'check_frames', 'coded_size', 'unpacked_rle',
+           'display_settings', 'padding', 'displayed', 'read_dicom']
 
 # %% ../../nbs/api/inference/formats.ipynb #b4fb695f
-import io, os, re, struct, threading
+import io, math, os, re, struct, threading, zlib
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -85,7 +87,7 @@ def check_magic(b, magic:bytes, what:str):
     "Refuse a file that doesn't begin with `magic`; raises `OctError`"
     if bytes(b[:len(magic)]) != magic: raise OctError(f'It is not {what}, though its name says so.')
 
-# %% ../../nbs/api/inference/formats.ipynb #fafae5e0
+# %% ../../nbs/api/inference/formats.ipynb #57868855
 PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png') # pictures that may hold several pages
 PAGES = (f'The picture has more pages than are accepted: {MAX_FRAMES:,}, of {MAX_PIXELS//10**6} million pixels each '
          f'and {MAX_VOXELS//10**6} million together.')
@@ -315,6 +317,167 @@ def read_oct(source, name:str):
     planes = [s for v in reader.read_oct_volume() for s in v.volume]
     return len(planes), lambda i: stretched(planes[i].T if bioptigen else planes[i])
 
+# %% ../../nbs/api/inference/formats.ipynb #847ff252
+NO_STACK = 'The file holds no array of B-scans: save one of slices, rows and columns as numbers.'
+
+def slice_axis(shape, last:bool=False)->int:
+    "Which axis of three counts the slices, 0 or -1; `last`: usually that one; raises `OctError` where it isn't clear"
+    usual,other = (-1, 0) if last else (0, -1)
+    def shortest(axis, times): return shape[axis]*times <= min(shape[1], shape[-1-axis])
+    if shortest(usual, 1): return usual
+    if shortest(other, 2) and (other == 0 or shape[-1] > 4): return other # 3 and 4 may be colours
+    sides = ' x '.join(map(str, shape))
+    raise OctError(f'It is not clear which axis of {sides} counts the slices: save the array as slices, rows, columns.')
+
+def read_array(a, last:bool=False, turned:tuple=())->tuple:
+    "Number of slices of an array, or of what is read like one, and a function; `turned`: axes whose slices are"
+    axes = [k for k,s in enumerate(a.shape) if s != 1]
+    if a.dtype.kind not in 'uif' or len(axes) not in (2, 3): raise OctError(NO_STACK)
+    end = slice_axis([a.shape[k] for k in axes], last) if len(axes) == 3 else None
+    along = axes.pop(end) if len(axes) == 3 else None
+    n = 1 if along is None else a.shape[along]
+    check_volume(n, *(a.shape[k] for k in axes))
+    def frame(i):
+        places = dict.fromkeys(axes, slice(None)) | {along: i}
+        s = np.asarray(a[tuple(places.get(k, 0) for k in range(len(a.shape)))])
+        s = s.T if end in turned else s
+        return s if s.dtype == np.uint8 else stretched(s)
+    return n, frame
+
+def array_at(b, at:int, dtype, shape, order:str='C')->np.ndarray:
+    "The array that lies from byte `at` on; raises `OctError`"
+    dtype = np.dtype(dtype)
+    if dtype.kind not in 'uif' or not shape or min(shape) < 1: raise OctError(NO_STACK)
+    size = dtype.itemsize*math.prod(shape)
+    if size > len(b)-at: raise OctError(CUT_SHORT)
+    return b[at:at+size].view(dtype).reshape(shape, order=order)
+
+def inflated(data, kind:int=15, limit:int=MAX_FILE)->np.ndarray:
+    "What zlib unpacks, bytes as uint8; raises `OctError` beyond the limit"
+    out = zlib.decompressobj(kind).decompress(data, limit+1)
+    check_bytes(len(out), limit)
+    return np.frombuffer(out, np.uint8)
+
+def chosen(arrays:dict)->str:
+    "Which of {name: (shape, dtype)} holds the scans: 'images', or else the largest; raises `OctError` for none"
+    fit = {}
+    for k,(shape,dtype) in arrays.items():
+        sides = sorted(s for s in shape if s != 1)
+        if dtype.kind in 'uif' and len(sides) in (2, 3) and sides[-2] >= MIN_SIDE: fit[k] = math.prod(sides)
+    if not fit: raise OctError(NO_STACK)
+    named = [k for k in fit if k.rpartition('/')[2].removesuffix('.npy') == 'images']
+    return named[0] if named else max(fit, key=fit.get)
+
+# %% ../../nbs/api/inference/formats.ipynb #fbbbe055
+MET = dict(UCHAR='u1', CHAR='i1', USHORT='u2', SHORT='i2', UINT='u4', INT='i4', FLOAT='f4', DOUBLE='f8')
+NIFTI = {2: 'u1', 256: 'i1', 512: 'u2', 4: 'i2', 768: 'u4', 8: 'i4', 16: 'f4', 64: 'f8'}
+
+def read_mhd(source, name:str):
+    "MetaImage, .mhd with its data beside it or .mha: number of slices, and a function that gives one"
+    with source.open() as f: text = f.read(10_000)
+    text = re.match(rb'.*?ElementDataFile[^\n]*\n?', text, re.S)
+    head = dict(re.findall(r'(\w+)\s*=\s*(.*?)\s*$', text[0].decode('latin-1'), re.M)) if text else {}
+    kind = MET.get(head.get('ElementType', '').removeprefix('MET_'))
+    if not kind: raise OctError('It is no MetaImage of numbers that are known here, though its name says so.')
+    data,at = re.split(r'[\\/]', head['ElementDataFile'])[-1],0
+    if data == 'LOCAL': b,at = source.buffer(),len(text[0])
+    else: b = source.beside(data).buffer()
+    if head.get('CompressedData') == 'True': b,at = inflated(b[at:]),0
+    big = head.get('BinaryDataByteOrderMSB', head.get('ElementByteOrderMSB')) == 'True'
+    shape = [int(o) for o in head['DimSize'].split()][::-1] # x comes first there, and last here
+    return read_array(array_at(b, at, '<>'[big]+kind, shape), turned=(-1,))
+
+def read_nifti(source, name:str):
+    "NIfTI, packed or not: number of slices, and a function that gives one"
+    b = source.buffer()
+    if bytes(b[:2]) == b'\x1f\x8b': b = inflated(b, 31)
+    check_magic(b[344:], b'n+1', 'a NIfTI volume in one file')
+    order = '<' if unpack_at(b, 0, '<i') == (348,) else '>'
+    n,*sides = unpack_at(b, 40, order+'8h')
+    kind,at = NIFTI.get(*unpack_at(b, 70, order+'h')),unpack_at(b, 108, order+'f')[0]
+    if not kind or not 0 < n < 8 or not 348 <= at < len(b): raise OctError(NO_STACK)
+    return read_array(array_at(b, int(at), order+kind, sides[:n][::-1]), turned=(-1,))
+
+def npy_head(f)->tuple:
+    "(shape, is it stored column by column, dtype) of an open .npy; raises `ValueError`"
+    version = np.lib.format.read_magic(f)
+    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)
+
+def npy_array(b)->np.ndarray:
+    "The array of a .npy; raises `OctError` or `ValueError`"
+    f = io.BytesIO(bytes(b[:100_000]))
+    shape,columns,dtype = npy_head(f)
+    return array_at(b, f.tell(), dtype, shape, 'CF'[columns])
+
+def read_npy(source, name:str):
+    "NumPy's .npy: number of slices, and a function that gives one"
+    return read_array(npy_array(source.buffer()))
+
+def read_npz(source, name:str):
+    "NumPy's .npz: number of slices, and a function that gives one"
+    with source.open() as f, checked_zip(f) as z:
+        heads = {}
+        for o in [o for o in z.infolist() if o.filename.endswith('.npy')][:1000]:
+            with z.open(o) as member: shape,_,dtype = npy_head(member)
+            heads[o.filename] = shape,dtype
+        info = z.getinfo(chosen(heads))
+        if swells(info.file_size, info.compress_size): raise OctError('The array would unpack to more than accepted.')
+        return read_array(npy_array(np.frombuffer(z.read(info), np.uint8)))
+
+def unpacked_mat(b)->bytes:
+    "A .mat of MATLAB 5 to 7.2 without compression; raises `OctError` beyond the limit"
+    parts,at,room = [bytes(b[:128])],128,MAX_FILE
+    order = '>' if bytes(b[126:128]) == b'MI' else '<'
+    while at+8 <= len(b):
+        kind,size = unpack_at(b, at, order+'2I')
+        data = b[at+8:at+8+size]
+        parts.append(inflated(data, 15, max(room, 1)).tobytes() if kind == 15 else bytes(b[at:at+8+size]))
+        room -= len(parts[-1])
+        check_bytes(MAX_FILE-room)
+        at += 8+size
+    return b''.join(parts)+bytes(b[at:])
+
+MATLAB = ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'single', 'double') # kinds of numbers
+
+def read_mat(source, name:str):
+    "MATLAB's .mat: number of slices, and a function that gives one"
+    b = source.buffer()
+    if b'\x89HDF' in (bytes(b[:4]), bytes(b[512:516])): return read_hdf5(source, name, (None, 0, -1))
+    import scipy.io
+    check_bytes(len(b))
+    f = io.BytesIO(unpacked_mat(b))
+    heads = {k: (shape, np.dtype(kind if kind in MATLAB else object)) for k,shape,kind in scipy.io.whosmat(f)}
+    which = chosen(heads)
+    return read_array(scipy.io.loadmat(f, variable_names=[which])[which], last=True)
+
+class Chunked:
+    "An array in an HDF5 file, of which a part is read; each chunk is checked before HDF5 unpacks it"
+    def __init__(self, data): self.data,self.shape,self.dtype = data,data.shape,data.dtype
+    def __getitem__(self, at):
+        limit = math.prod(self.data.chunks or [0])*self.dtype.itemsize
+        check_bytes(limit)
+        spans = tuple(slice(k, k+1) if isinstance(k, int) else k for k in at)
+        for part in self.data.iter_chunks(spans) if self.data.compression else ():
+            start = [p.start//c*c for p,c in zip(part, self.data.chunks)]
+            inflated(self.data.id.read_direct_chunk(start)[1], 15, limit)
+        return self.data[at]
+
+def read_hdf5(source, name:str, turned:tuple=()):
+    "HDF5: number of slices, and a function that gives one"
+    try: import h5py
+    except ImportError: raise OctError(NEEDS.format('h5py')) from None
+    f = h5py.File(check_file(source.path, MAX_VOLUME) if source.path else io.BytesIO(source.image()), 'r')
+    found = {}
+    def look(k, o): # an answer ends the walk
+        if isinstance(o, h5py.Dataset) and o.shape and not o.is_virtual and not o.external: found[k] = o
+        return len(found) > 1000 or None
+    f.visititems(look)
+    o = found[chosen({k: (o.shape, o.dtype) for k,o in found.items()})]
+    plan = o.id.get_create_plist()
+    if not {plan.get_filter(k)[0] for k in range(plan.get_nfilters())} <= {1, 2, 3}: # gzip, shuffled, with a sum
+        raise OctError('The array is packed in a way that is not read here: save it with gzip, or not packed.')
+    return read_array(Chunked(o), turned=turned)
+
 # %% ../../nbs/api/inference/formats.ipynb #268d9bf9
 STORED = '1.2.840.10008.5.1.4.1.1.'
 PHOTOGRAPHS = tuple(f'{STORED}77.1.5.{i}' for i in (1, 2, 5, 6)) # ophthalmic: 8 and 16 bit, wide field
@@ -490,5 +653,8 @@ def read_dicom(source, name:str):
     return n, frame
 
 # %% ../../nbs/api/inference/formats.ipynb #ac4263d5
+DEVICES = (read_vol, read_e2e, read_img, read_topcon, read_xml_export, read_oct) # even one slice of theirs is x.vol#0
 READERS = {'.vol': read_vol, '.e2e': read_e2e, '.img': read_img, '.fda': read_topcon, '.fds': read_topcon}
-READERS |= {'.oct': read_oct} | dict.fromkeys(DICOM, read_dicom)
+READERS |= {'.oct': read_oct, '.npy': read_npy, '.npz': read_npz, '.mat': read_mat} | dict.fromkeys(DICOM, read_dicom)
+READERS |= dict.fromkeys(('.h5', '.hdf5'), read_hdf5) | dict.fromkeys(('.mhd', '.mha'), read_mhd)
+READERS |= dict.fromkeys(('.nii', '.nii.gz'), read_nifti)

@@ -68,7 +68,7 @@ class Volume(Openable):
 # %% ../../nbs/api/inference/inputs.ipynb #112e05b3
 def suffix(name:str)->str:
     "Of a path or URL, in small letters"
-    return ntpath.splitext(name)[1].lower()
+    return '.nii.gz' if name.lower().endswith('.nii.gz') else ntpath.splitext(name)[1].lower()
 
 def open_zip(source)->zipfile.ZipFile:
     "The zip file of a source; raises `OctError`"
@@ -212,11 +212,11 @@ class Lister:
         except Exception as e: return [Scan(name, error=e)]
 
     def volume(self, name:str, source, reader)->list:
-        "One scan per slice, from 0; the only frame of a DICOM file, or page of a picture, keeps the plain name"
+        "One scan per slice, from 0; the only one keeps the plain name, unless it is of a device's volume"
         volume = Volume(self.volumes, partial(reader, source, name))
         try: n,frame = volume.opened()
         except Exception as e: return [Scan(name, error=e)]
-        if n == 1 and reader in (read_dicom, read_pages): return [Scan(name, volume, 0)]
+        if n == 1 and reader not in DEVICES: return [Scan(name, volume, 0)]
         return [Scan(f'{name}#{label}', volume, i) for i,label in enumerate(getattr(frame, 'labels', range(n)))]
 
     def xml(self, name, source):
