@@ -47,6 +47,7 @@ def as_error(e:Exception)->OctError:
 # %% ../../nbs/api/inference/formats.ipynb #9e8d0064
 class DiskFile:
     "A file on disk: `buffer()` maps its bytes, uint8, `open()` reads on, and `beside(name)` is its neighbour"
+    holder = None
     def __init__(self, path): self.path = self.at = path
     def beside(self, name:str): return DiskFile(os.path.join(os.path.dirname(self.path), name))
     def image(self): return check_file(self.path)
@@ -87,7 +88,7 @@ def check_magic(b, magic:bytes, what:str):
     "Refuse a file that doesn't begin with `magic`; raises `OctError`"
     if bytes(b[:len(magic)]) != magic: raise OctError(f'It is not {what}, though its name says so.')
 
-# %% ../../nbs/api/inference/formats.ipynb #57868855
+# %% ../../nbs/api/inference/formats.ipynb #4feb9ac9
 PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png') # pictures that may hold several pages
 PAGES = (f'The picture has more pages than are accepted: {MAX_FRAMES:,}, of {MAX_PIXELS//10**6} million pixels each '
          f'and {MAX_VOXELS//10**6} million together.')
@@ -168,6 +169,7 @@ def e2e_directory(b, skip:int)->np.ndarray:
 
 def e2e_found(b, skip:int)->np.ndarray:
     "What the directory of an E2E file would be, from the heads of its parts"
+    say('The directory of an E2E file is damaged: its B-scans were found without it, and some may be missing.')
     at = [m.start() for m in islice(re.finditer(b'MDbData', b), 100_000) if m.start()+60 <= len(b)]
     return np.frombuffer(b''.join(struct.pack('<2I', 0, k-skip)+bytes(b[k+24:k+60]) for k in at), E2E_ENTRY)
 
@@ -317,7 +319,7 @@ def read_oct(source, name:str):
     planes = [s for v in reader.read_oct_volume() for s in v.volume]
     return len(planes), lambda i: stretched(planes[i].T if bioptigen else planes[i])
 
-# %% ../../nbs/api/inference/formats.ipynb #847ff252
+# %% ../../nbs/api/inference/formats.ipynb #94ef757e
 NO_STACK = 'The file holds no array of B-scans: save one of slices, rows and columns as numbers.'
 
 def slice_axis(shape, last:bool=False)->int:
@@ -368,7 +370,7 @@ def chosen(arrays:dict)->str:
     named = [k for k in fit if k.rpartition('/')[2].removesuffix('.npy') == 'images']
     return named[0] if named else max(fit, key=fit.get)
 
-# %% ../../nbs/api/inference/formats.ipynb #fbbbe055
+# %% ../../nbs/api/inference/formats.ipynb #ffb22938
 MET = dict(UCHAR='u1', CHAR='i1', USHORT='u2', SHORT='i2', UINT='u4', INT='i4', FLOAT='f4', DOUBLE='f8')
 NIFTI = {2: 'u1', 256: 'i1', 512: 'u2', 4: 'i2', 768: 'u4', 8: 'i4', 16: 'f4', 64: 'f8'}
 
