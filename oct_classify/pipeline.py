@@ -78,7 +78,7 @@ class Request:
 
     def record(self, df:pd.DataFrame)->dict:
         "The request as a bundle keeps it, with what it was asked of: a split table"
-        record = asdict(self) | dict(table=table_hash(df), version=__version__)
+        record = asdict(self) | dict(weights=Path(self.weights).name, table=table_hash(df), version=__version__)
         if Path(self.weights).is_file(): record['weights_sha256'] = digest(self.weights)
         return record
 
@@ -781,7 +781,7 @@ def export(
     from oct_classify.inference.model import add_onnx, quantise
     if int8 and data is None:
         raise OctError('Eight bits are measured on scans: name the folder that the bundle was trained on after it.')
-    if not (Path(bundle)/'model.onnx').exists() or not int8: add_onnx(bundle)
+    if not int8 or 'model.onnx' not in load_config(bundle)['sums']: add_onnx(bundle)
     say(f"{Path(bundle)/'model.onnx'} is written.")
     if not int8: return
     got = quantise(bundle, data)

@@ -7,11 +7,11 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/bundle.html.md""
 # %% auto #0
 __all__ = ['SCHEMA', 'ENGINES', 'RESEARCH_USE', 'DEFAULTS', 'CONFIG_TYPES', 'versions', 'table_hash', 'bundle_files',
            'write_config', 'upgraded', 'write_network', 'save_bundle', 'in_range', 'load_config', 'intact', 'load_net',
-           'load_arrays', 'load_bundle_table', 'unlisted', 'add_onnx', 'add_int8', 'thumbnail', 'neighbour_arrays',
-           'lookalikes', 'course', 'model_card']
+           'load_arrays', 'load_bundle_table', 'unlisted', 'add_files', 'add_onnx', 'add_int8', 'thumbnail',
+           'neighbour_arrays', 'lookalikes', 'course', 'model_card']
 
 # %% ../../nbs/api/inference/bundle.ipynb #de6dfa01
-import hashlib, importlib.metadata, json, platform, shutil, tempfile
+import hashlib, importlib.metadata, json, os, platform, shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +82,10 @@ def save_bundle(
     with atomic_dir(path) as d:
         if net is not None: write_network(net, d, config['size'] if onnx else None)
         else:
-            names = {'model.safetensors', *(p.name for p in Path(path).glob('model.*'))}
-            intact(path, load_config(path), *names)
-            for name in names: shutil.copy2(Path(path)/name, d)
+            kept = load_config(path)
+            names = [name for name in kept['sums'] if name.startswith('model.')]
+            intact(path, kept, *names)
+            for name in names: shutil.copyfile(Path(path)/name, d/name)
         (d/'MODEL_CARD.md').write_text(card or f'# Model card\n\n{RESEARCH_USE}\n', encoding='utf-8')
         for name,table in dict(predictions=predictions, training=seen).items():
             if table is not None: table.to_parquet(d/f'{name}.parquet', index=False)
@@ -135,8 +136,8 @@ def intact(bundle, config:dict, *names:str):
     for name in names:
         p,remedy = Path(bundle)/name,remedies.get(name, 'get the bundle again')
         if not p.is_file(): raise OctError(f'{bundle} holds no {name}: {remedy}.')
-        same = config['sums'].get(name) == digest(p)
-        if not same: raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
+        if name not in config['sums']: raise OctError(f'{bundle} holds no {name} that its config.json lists: {remedy}.')
+        if config['sums'][name] != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
 
 def load_net(bundle, config:dict):
     "The network of a bundle, on the CPU; raises `OctError` where the weights are not those of its architecture"
@@ -181,23 +182,31 @@ def unlisted(bundle, config:dict)->list:
     return [name for name in bundle_files(bundle) if name not in config['sums']]
 
 # %% ../../nbs/api/inference/bundle.ipynb #828ebc92
+def add_files(bundle, config:dict, write, *names:str):
+    "Put files of these names into a bundle, which `write` writes to a folder; whenever it is stopped, the bundle loads"
+    bundle = Path(bundle)
+    made = bundle/'.made'
+    with atomic_dir(made) as d: write(d)
+    config = config | dict(sums={k: v for k,v in config['sums'].items() if k not in names})
+    write_config(bundle, config, [])
+    for name in names: os.replace(made/name, bundle/name)
+    write_config(bundle, config, names)
+    shutil.rmtree(made)
+
 def add_onnx(bundle):
     "Write `model.onnx` into a bundle, or anew; raises `OctError` where the bundle is damaged or ONNX can't be written"
     from oct_classify.inference.onnx import write_onnx
     config = load_config(bundle)
-    names = 'model.onnx.data', 'model.onnx'
-    with tempfile.TemporaryDirectory(dir=bundle, prefix='.part-') as d:
-        write_onnx(load_net(bundle, config), d, config['size'])
-        for name in names: (Path(d)/name).replace(Path(bundle)/name)
-    write_config(bundle, config, names)
+    net = load_net(bundle, config)
+    add_files(bundle, config, lambda d: write_onnx(net, d, config['size']), 'model.onnx.data', 'model.onnx')
 
 def add_int8(bundle, pixels:np.ndarray):
     "Write `model.int8.onnx`, by (N, H, W) uint8 training scans; raises `OctError` where `model.onnx` is not intact"
     from oct_classify.inference.onnx import write_int8
     config = load_config(bundle)
     intact(bundle, config, 'model.onnx', 'model.onnx.data')
-    write_int8(bundle, pixels)
-    write_config(bundle, config, ['model.int8.onnx'])
+    config = {k: v for k,v in config.items() if k != 'int8'} # what an earlier one cost
+    add_files(bundle, config, lambda d: write_int8(Path(bundle)/'model.onnx', d, pixels), 'model.int8.onnx')
 
 # %% ../../nbs/api/inference/bundle.ipynb #c7a78012
 def thumbnail(px:np.ndarray, width:int=144)->np.ndarray:

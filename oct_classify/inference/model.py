@@ -127,7 +127,7 @@ class OctModel:
         if engine not in (None, 'torch', 'onnx'): raise OctError(f'There is no engine {engine!r}: name torch or onnx.')
         if int8 and engine == 'torch': raise OctError('Eight bits run on ONNX Runtime alone: choose engine onnx.')
         torch,runtime = (importlib.util.find_spec(o) for o in ('torch', 'onnxruntime'))
-        wanted = device is None and runtime and (Path(bundle)/'model.onnx').exists()
+        wanted = device is None and runtime and 'model.onnx' in config['sums']
         if engine is None: engine = 'onnx' if int8 or wanted and not (torch and shutil.which('nvidia-smi')) else 'torch'
         if engine == 'onnx': net = OnnxEngine(bundle, config, int8, threads)
         elif torch: net = load_net(bundle, config)

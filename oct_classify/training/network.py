@@ -249,7 +249,8 @@ def pretrained(
     stages:int=0, # see `network`
 )->tuple: # the network, and a dict with the `arch` and `weights` it really got
     "A network with weights, of `FALLBACK` where the hub can't be reached; raises `OctError` where there are none"
-    size,info = as_size(size),dict(arch=arch, weights=str(weights))
+    size,info = as_size(size),dict(arch=arch, weights=Path(weights).name) # where it lies is nobody's business
+    if Path(weights).is_file(): info['weights_sha256'] = digest(weights)
     check_arch(arch)
     if weights == 'none': return network(arch, n_classes, size, stages), info
     if weights != 'imagenet': model = from_file(arch, size, weights)
