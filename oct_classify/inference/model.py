@@ -41,7 +41,7 @@ class OnnxEngine:
         try:
             with contextlib.redirect_stdout(io.StringIO()): # it prints what it makes of damaged files
                 self.session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-        except Exception: raise wrong from None
+        except Exception as e: raise (MemoryError() if is_memory_error(e) else wrong) from None
         pixels,(logits,*features) = self.session.get_inputs(),self.session.get_outputs()
         found = [(o.name, o.type, o.shape[1:]) for o in (*pixels, logits)]
         found += [(o.name, o.type, len(o.shape)) for o in features]
@@ -227,6 +227,7 @@ def answers(self:OctModel, batch, abstain:bool=True)->tuple:
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
     if guarded: whys[good] = doubts(self.inputs, np.stack([batch[i].traits for i in good]), f)
     p[good] = self.calibrated(z)
+    whys[(whys == '') & np.isnan(p).any(1)] = 'The model gives no number for it, as its weights hold none: get another.'
     p[whys != ''] = np.nan
     return p, whys
 

@@ -6,16 +6,16 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/network.html.md""
 
 # %% auto #0
 __all__ = ['FALLBACK', 'IMAGENET', 'OFFLINE', 'Pixels', 'check_arch', 'create_from_torchvision', 'create', 'as_map', 'Body',
-           'Stages', 'Ensemble', 'body_of', 'assembled', 'network', 'both', 'HubError', 'offline_file', 'read_weights',
-           'renamed', 'probe', 'cached_file', 'ask_hub', 'hub_answers', 'from_hub', 'from_package', 'from_file',
-           'pretrained']
+           'Stages', 'Ensemble', 'body_of', 'assembled', 'network', 'both', 'HubError', 'offline_file', 'load_tensors',
+           'read_weights', 'renamed', 'probe', 'cached_file', 'ask_hub', 'hub_answers', 'from_hub', 'from_package',
+           'from_file', 'pretrained']
 
 # %% ../../nbs/api/training/network.ipynb #c5661a84
 import difflib, importlib.util, urllib.error, urllib.request
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 import huggingface_hub, timm, torch, torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
 from ..core import *
@@ -170,10 +170,15 @@ def offline_file(arch:str)->Path|None:
     spec = importlib.util.find_spec(OFFLINE[arch]) if arch in OFFLINE else None
     return next(Path(spec.origin).parent.rglob('*.pth'), None) if spec else None
 
+def load_tensors(path)->dict: # {name: tensor}
+    "What a .safetensors file holds, mapped, or in memory where its file system maps none"
+    try: return load_file(path)
+    except OSError: return load(Path(path).read_bytes())
+
 def read_weights(path)->dict: # {name: tensor}
     "A state dict of a .safetensors or .pth file, in which no code is run; raises `OctError` where it can't be read"
     try:
-        if str(path).endswith('.safetensors'): state = load_file(path)
+        if str(path).endswith('.safetensors'): state = load_tensors(path)
         else: state = torch.load(path, map_location='cpu', weights_only=True)
         return {k: v for k,v in state.items() if isinstance(v, torch.Tensor)}
     except FileNotFoundError: raise OctError(f'There is no weights file {path}: check --weights.') from None
