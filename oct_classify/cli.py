@@ -41,6 +41,7 @@ class Parser(argparse.ArgumentParser):
         if unknown: raise OctError(f'There is no option {unknown[0]}: see {self.prog} {a.command} --help.')
         return a
 
+    def _print_message(self, message, file=None): (file or sys.stderr).write(message) # argparse hides a closed pipe
     def error(self, message): raise OctError(f'{message[:1].upper()}{message[1:]}: see {self.prog} --help.')
 
 def whole(text:str)->int:

