@@ -635,6 +635,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
     p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
     answered = p.filter(like='p_').notna().all(axis=1)
+    if not answered.any(): raise OctError(f'{bundle} answers none of the scans; of the first it says: {p.why.iloc[0]}')
     return check_predictions(p[answered]), valid, notes
 
 # %% ../nbs/api/pipeline.ipynb #c016aa81
@@ -674,8 +675,9 @@ def evaluate(
         raise OctError('There is nothing to evaluate: '
             'give a bundle and a folder of scans, or --predictions FILE, and not both.')
     if against and not Path(against).is_file(): raise OctError(f'There is no file {against}: check the path.')
-    if resamples < 100:
-        raise OctError(f'{resamples} resamples are too few for an interval: give --resamples of 100 or more.')
+    if not 100 <= resamples <= 10**6:
+        what = 'too few for an interval' if resamples < 100 else 'too many to wait for'
+        raise OctError(f'{resamples} resamples are {what}: give --resamples from 100 to 1000000.')
     if prevalence is not None: check_prevalence(prevalence)
     study,config,runs = statements(study),None,[]
     if predictions:

@@ -351,3 +351,13 @@ def test_a_class_may_be_called_anything(tmp_path, cli, no_onnx):
                  ['explain', tmp_path / 'o/bundle', next((data / 'test').rglob('*.jpeg')), '--out', tmp_path / 'x']):
         code, _, said = cli(*args)
         assert code == 0, said
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+    from oct_classify.training.network import create, pretrained
+    state = create('resnet10t', (64, 64)).state_dict()
+    state['conv1.0.weight'] = torch.full_like(state['conv1.0.weight'], float('nan'))
+    save_file(state, tmp_path / 'w.safetensors')
+    with pytest.raises(OctError, match='no numbers'): pretrained('resnet10t', 4, 64, tmp_path / 'w.safetensors')

@@ -281,7 +281,8 @@ def training_looks(
     try: inputs = fit_inputs(looks, f, None if patients is None else np.asarray(patients)[at])
     except OctError as e: say(f"The bundle can't tell what is no scan: {e}")
     if lookalikes and len(px):
-        k = np.unique(np.linspace(0, len(px)-1, lookalikes).astype(int)) # evenly, as scans lie class by class
+        n = min(lookalikes, len(px))
+        k = np.unique(np.linspace(0, len(px)-1, n).astype(int)) # evenly, as scans lie class by class
         near = neighbour_arrays(f[k], [thumbnail(px[i]) for i in k], np.asarray(labels)[at[k]])
     return inputs, near
 

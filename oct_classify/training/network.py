@@ -250,6 +250,8 @@ def from_file(arch, size, path):
     want = model.state_dict()
     state = {k.removeprefix('members.0.').removeprefix('body.model.'): v for k,v in read_weights(path).items()}
     fits = {k: v for k,v in state.items() if k in want and v.shape == want[k].shape}
+    if not all(v.isfinite().all() for v in fits.values()):
+        raise OctError(f'{path} holds weights that are no numbers: choose another file.')
     missing = model.load_state_dict(fits, strict=False).missing_keys
     if missing:
         what = f'{len(missing)} tensors are missing, e.g. {missing[0]}'
