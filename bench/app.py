@@ -6,8 +6,8 @@ they were at the start?
 Serves a tiny bundle and does one thing every `--pause` seconds in Chromium: a scan is sent, the page is reloaded, a
 second tab is opened and closed, the browser is killed, a kernel is killed. Every few minutes it prints the number of
 kernels, the memory (PSS) of server and kernels, and the files in the temporary folder. It ends with 1 unless, with
-every page closed, no kernel and no file more is left than before the first page, and the server's own memory has grown by
-less than 40 MB. Linux, Chromium, chromedriver and selenium are needed.
+every page closed, no kernel and no file more is left than before the first page, and the server's own memory has grown
+by less than 40 MB. Linux, Chromium, chromedriver and selenium are needed.
 """
 import argparse
 import os
