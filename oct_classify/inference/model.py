@@ -103,8 +103,8 @@ def is_one(images)->bool:
     return array or isinstance(images, (str, os.PathLike, bytes, Image.Image)) or hasattr(images, 'image')
 
 def as_scans(images, names=None)->list:
-    """What has `name` and `image()`, for paths (each may hold many scans, as for `scans_of`), bytes, PIL images, arrays,
-    tensors, scans, or one of these; a path to nothing is a scan that says so; with `names`, one for each of `images`"""
+    """What has `name` and `image()`: for paths, each of which may hold many scans, bytes, PIL images, arrays, tensors,
+    scans, or one of these; a path to nothing is a scan that says so; with `names`, one for each of `images`"""
     images = [images] if is_one(images) else list(images)
     if names is not None: return [NamedScan(printable(n), o) for n,o in zip(names, images, strict=True)]
     scans = []
@@ -210,7 +210,7 @@ def prediction_table(
     confidence = q.max(1, initial=0)
     unsure = known & (confidence < thresholds.get('confidence', 0))
     whys = np.array(list(whys or ['']*len(p)), object)
-    for i in np.flatnonzero(unsure):
+    for i in np.flatnonzero(unsure & (whys == '')):
         first,second = (f'{classes[k]} ({p[i,k]:.0%})' for k in np.argsort(p[i])[::-1][:2])
         whys[i] = f'The model is torn between {first} and {second}.'
     scans = [re.sub(r'#\d+$', '', n) for n in names] # without the numbers of slices
