@@ -98,7 +98,7 @@ def as_others(t, path, encoding='utf-8', sep=',', windows=False, capitals=False,
 WAYS = [(',', False, True), (';', True, False), ('\t', True, True), (';', False, False)]
 
 
-@pytest.mark.parametrize('encoding,way', zip(ENCODINGS, WAYS))
+@pytest.mark.parametrize('encoding,way', list(zip(ENCODINGS, WAYS)))
 def test_labels_stand_in_a_table_of_any_make(encoding, way, tmp_path):
     d = folder(tmp_path)
     by_name = scan_table(d)
@@ -205,7 +205,7 @@ def test_a_split_file_tells_patients_that_names_do_not(tmp_path):
 HOW = [dict(), dict(sep=';', decimal=','), dict(windows=True), dict(capitals=True)]
 
 
-@pytest.mark.parametrize('encoding,how', zip(ENCODINGS, HOW))
+@pytest.mark.parametrize('encoding,how', list(zip(ENCODINGS, HOW)))
 def test_predictions_as_others_write_them(encoding, how, tmp_path):
     made = imaginary(20, 4.0, seed=3)
     made['path'] = 'prüfung/' + made.label + '-' + made.patient.astype(str) + '-' + made.index.astype(str) + '.jpeg'

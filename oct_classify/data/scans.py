@@ -86,14 +86,17 @@ def titled(t:pd.DataFrame, columns:str, needs)->pd.DataFrame:
 def csv_table(path, columns:str='', needs=())->pd.DataFrame:
     "A CSV as spreadsheets of either half of the world write them"
     text = decoded(read_file(path))
+    if '\0' in text: raise ValueError('This is no text.')
     if text[:4].lower() == 'sep=': sep,text = text[4],text.partition('\n')[2]
     else: sep = delimiter(text)
-    head = titled(pd.read_csv(io.StringIO(text), sep=sep, nrows=0), columns, needs)
-    kinds = dict(names=list(head), header=0, sep=sep, keep_default_na=False, dtype={o: str for o in TEXTS if o in head},
-        na_values={o: NOTHING for o in head if o not in TEXTS}, skipinitialspace=True)
-    t = pd.read_csv(io.StringIO(text), **kinds)
+    def read(**kw): return pd.read_csv(io.StringIO(text), sep=sep, keep_default_na=False, skipinitialspace=True, **kw)
+    first = read(header=None, nrows=1, dtype=str).iloc[0]
+    head = list(titled(pd.DataFrame(columns=[o or f'column {i+1}' for i,o in enumerate(first)]), columns, needs))
+    kinds = dict(names=head, header=0, index_col=False, dtype={o: str for o in TEXTS if o in head},
+        na_values={o: NOTHING for o in head if o not in TEXTS})
+    t = read(**kinds)
     numeric = all(o.kind in 'fi' for o in t.filter(regex='^p_').dtypes)
-    return as_written(t if sep == ',' or numeric else pd.read_csv(io.StringIO(text), decimal=',', **kinds))
+    return as_written(t if sep == ',' or numeric else read(decimal=',', **kinds))
 
 def read_table(path, columns:str='', needs=())->pd.DataFrame:
     """A table, CSV or parquet, that has the columns `needs` by our titles or by those in `columns`; patients are text,
