@@ -78,7 +78,7 @@ class Request:
 
     def record(self, df:pd.DataFrame)->dict:
         "The request as a bundle keeps it, with what it was asked of: a split table"
-        record = asdict(self) | dict(table=table_hash(df), version=__version__)
+        record = asdict(self) | dict(weights=Path(self.weights).name, table=table_hash(df), version=__version__)
         if Path(self.weights).is_file(): record['weights_sha256'] = digest(self.weights)
         return record
 
@@ -188,7 +188,7 @@ def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction tab
     y = valid.scans.label.map(model.classes.index).to_numpy()
     if len(y): model.config |= dict(temperature=fit_temperature(valid.logits, y), calibrated=len(y) >= 10)
     sides = dict(valid=valid, test=test)
-    unread = model.config.get('unread', {}) | {side: o.unread for side,o in sides.items() if o.unread}
+    unread = (model.config.get('unread') or {}) | {side: o.unread for side,o in sides.items() if o.unread}
     return {side: o.table(model, side) for side,o in sides.items()}, unread
 
 @dataclass
@@ -623,7 +623,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     from oct_classify.inference.model import OctModel
     model = OctModel.load(bundle)
     valid,t = validation_of(bundle, model.config),scan_table(data, known_classes(model.classes))
-    ignored = model.config.get('request', {}).get('policy') == 'patient'
+    ignored = (model.config.get('request') or {}).get('policy') == 'patient'
     by_folder = not ignored and (t.folder == 'test').any()
     t,notes = unmet_scans(t[t.folder == 'test'] if by_folder else t, bundle, model.config)
     bad = t[t.error != '']
@@ -636,6 +636,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
     p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
     answered = p.filter(like='p_').notna().all(axis=1)
+    if not answered.any(): raise OctError(f'{bundle} answers none of the scans; of the first it says: {p.why.iloc[0]}')
     return check_predictions(p[answered]), valid, notes
 
 # %% ../nbs/api/pipeline.ipynb #c016aa81
@@ -675,8 +676,9 @@ def evaluate(
         raise OctError('There is nothing to evaluate: '
             'give a bundle and a folder of scans, or --predictions FILE, and not both.')
     if against and not Path(against).is_file(): raise OctError(f'There is no file {against}: check the path.')
-    if resamples < 100:
-        raise OctError(f'{resamples} resamples are too few for an interval: give --resamples of 100 or more.')
+    if not 100 <= resamples <= 10**6:
+        what = 'too few for an interval' if resamples < 100 else 'too many to wait for'
+        raise OctError(f'{resamples} resamples are {what}: give --resamples from 100 to 1000000.')
     if prevalence is not None: check_prevalence(prevalence)
     study,config,runs = statements(study),None,[]
     if predictions:
@@ -781,7 +783,7 @@ def export(
     from oct_classify.inference.model import add_onnx, quantise
     if int8 and data is None:
         raise OctError('Eight bits are measured on scans: name the folder that the bundle was trained on after it.')
-    if not (Path(bundle)/'model.onnx').exists() or not int8: add_onnx(bundle)
+    if not int8 or 'model.onnx' not in load_config(bundle)['sums']: add_onnx(bundle)
     say(f"{Path(bundle)/'model.onnx'} is written.")
     if not int8: return
     got = quantise(bundle, data)

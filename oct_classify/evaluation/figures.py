@@ -98,7 +98,7 @@ def of_decision(tp, positives, called, n, name:str)->dict:
     "Figures of a yes-no decision from counts: true positives, positives, those called so, and all"
     tn = n-positives-called+tp
     parts = dict(sensitivity=(tp, positives), specificity=(tn, n-positives), ppv=(tp, called), npv=(tn, n-called))
-    return {name.format(m): ratio(a, b) for m,(a,b) in parts.items()}
+    return {name.replace('{}', m, 1): ratio(a, b) for m,(a,b) in parts.items()} # a class may be called {}, too
 
 def from_confusion(c:np.ndarray, classes)->dict:
     "Every figure {name: array (…)} that confusion matrices (…, K, K) of these classes hold; nan where undefined"
@@ -263,7 +263,8 @@ def class_table(figs:dict)->pd.DataFrame:
     "The figures of each class side by side, one a row, and those of the urgent decision"
     names = {m.partition('_')[2]: '{}_'+m.partition('_')[2] for m in figs if m.startswith('sensitivity_')}
     if 'urgent_auc' in figs: names['urgent referral'] = 'urgent_{}'
-    def row(name): return {head: as_text(figs[name.format(m)], name.format(m)) for m,head in OF_CLASS.items()}
+    def cell(name): return as_text(figs[name], name)
+    def row(name): return {head: cell(name.replace('{}', m, 1)) for m,head in OF_CLASS.items()}
     return pd.DataFrame([{'': c} | row(name) for c,name in names.items()])
 
 def plot_confusion(df:pd.DataFrame, ax=None):

@@ -135,10 +135,12 @@ class Parts:
         "The plan that the folder was begun with, or else `plan`, written there"
         at,data,there = self.folder.at,self.folder.read('plan.json'),self.folder.names()
         try: begun = json.loads(data or b'{}')
-        except ValueError: begun = {}
+        except (ValueError, RecursionError): begun = {}
+        if not isinstance(begun, dict): begun = {}
         if data is None and not all(map(is_part_file, there)):
             raise OctError(f'{at} holds other files: choose another folder.')
-        if begun and begun == plan | dict(size=begun.get('size')): return begun
+        size = begun.get('size')
+        if type(size) is int and 0 < size < 2**31 and begun == plan | dict(size=size): return begun
         if data is not None or any(n.startswith('part-') for n in there):
             held = f'parts of {difference(begun, plan)}'
             if not replace: raise OctError(f'{at} holds {held}: choose another folder, or delete it to begin anew.')

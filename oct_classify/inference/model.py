@@ -9,7 +9,7 @@ __all__ = ['cores', 'OnnxEngine', 'TorchEngine', 'NamedScan', 'PreparedScan', 'a
            'prediction_table', 'training_looks', 'quantise']
 
 # %% ../../nbs/api/inference/model.ipynb #34cc2c5e
-import contextlib, importlib.util, io, os, re, shutil
+import importlib.util, os, re, shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from fastcore.basics import chunked, patch
 from ..core import *
 from ..data.prepare import placed, prepare_many, say_whole
 from .bundle import *
-from .onnx import onnx_runtime
+from .onnx import onnx_runtime, open_graph, try_graph
 from .ood import N_TRAITS, check_inputs, doubts, fit_inputs, traits
 
 # %% ../../nbs/api/inference/model.ipynb #10a00002
@@ -32,22 +32,24 @@ class OnnxEngine:
     "A network in ONNX Runtime; raises `OctError` where the file is not what the config says"
     bs = 4
     def __init__(self, bundle, config, int8=False, threads=None):
-        path,runtime = Path(bundle)/('model.int8.onnx' if int8 else 'model.onnx'),onnx_runtime()
+        onnx_runtime() # or there is nothing to load it with
+        path = Path(bundle)/('model.int8.onnx' if int8 else 'model.onnx')
         intact(bundle, config, *([path.name] if int8 else [path.name, 'model.onnx.data']))
         self.int8,self.lanes = int8,threads or cores()
-        options = runtime.SessionOptions()
-        options.log_severity_level,options.intra_op_num_threads = 4,1
         wrong = OctError(f'{path} is damaged or does not fit its config.json: get the bundle again.')
-        try:
-            with contextlib.redirect_stdout(io.StringIO()): # it prints what it makes of damaged files
-                self.session = runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-        except Exception: raise wrong from None
+        try: self.session = open_graph(path)
+        except Exception as e: raise (e if isinstance(e, OctError) else wrong) from None
         pixels,(logits,*features) = self.session.get_inputs(),self.session.get_outputs()
         found = [(o.name, o.type, o.shape[1:]) for o in (*pixels, logits)]
         found += [(o.name, o.type, len(o.shape)) for o in features]
         expected = [('pixels', 'tensor(uint8)', list(config['size'])),
                     ('logits', 'tensor(float)', [len(config['classes'])]), ('features', 'tensor(float)', 2)]
         if found != expected: raise wrong
+        try: try_graph(self.session, config['size'])
+        except Exception as e:
+            why = 'more memory than there is' if is_memory_error(e) else 'too long, or fails'
+            advice = 'use another machine, or get the bundle again'
+            raise OctError(f'{path} takes {why}, for one blank scan: {advice}.') from None
 
     @property
     def net(self): raise OctError("What looks into the network needs PyTorch: load the bundle with engine='torch'.")
@@ -127,7 +129,7 @@ class OctModel:
         if engine not in (None, 'torch', 'onnx'): raise OctError(f'There is no engine {engine!r}: name torch or onnx.')
         if int8 and engine == 'torch': raise OctError('Eight bits run on ONNX Runtime alone: choose engine onnx.')
         torch,runtime = (importlib.util.find_spec(o) for o in ('torch', 'onnxruntime'))
-        wanted = device is None and runtime and (Path(bundle)/'model.onnx').exists()
+        wanted = device is None and runtime and 'model.onnx' in config['sums']
         if engine is None: engine = 'onnx' if int8 or wanted and not (torch and shutil.which('nvidia-smi')) else 'torch'
         if engine == 'onnx': net = OnnxEngine(bundle, config, int8, threads)
         elif torch: net = load_net(bundle, config)
@@ -227,6 +229,7 @@ def answers(self:OctModel, batch, abstain:bool=True)->tuple:
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
     if guarded: whys[good] = doubts(self.inputs, np.stack([batch[i].traits for i in good]), f)
     p[good] = self.calibrated(z)
+    whys[(whys == '') & np.isnan(p).any(1)] = 'The model gives no number for it, as its weights hold none: get another.'
     p[whys != ''] = np.nan
     return p, whys
 
@@ -278,7 +281,8 @@ def training_looks(
     try: inputs = fit_inputs(looks, f, None if patients is None else np.asarray(patients)[at])
     except OctError as e: say(f"The bundle can't tell what is no scan: {e}")
     if lookalikes and len(px):
-        k = np.unique(np.linspace(0, len(px)-1, lookalikes).astype(int)) # evenly, as scans lie class by class
+        n = min(lookalikes, len(px))
+        k = np.unique(np.linspace(0, len(px)-1, n).astype(int)) # evenly, as scans lie class by class
         near = neighbour_arrays(f[k], [thumbnail(px[i]) for i in k], np.asarray(labels)[at[k]])
     return inputs, near
 

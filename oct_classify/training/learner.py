@@ -6,9 +6,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md""
 
 # %% auto #0
 __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_threads_after', 'settle_threads', 'class_weights',
-           'oct_learner', 'is_memory_error', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune',
-           'practice_step', 'minutes', 'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable',
-           'input_statistics', 'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
+           'oct_learner', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune', 'practice_step', 'minutes',
+           'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable', 'input_statistics',
+           'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
 import contextlib, ctypes, gc, time, timeit, traceback
@@ -29,6 +29,7 @@ from .pack import *
 from .recipes import *
 from ..data.prepare import *
 from ..data.split import check_split
+from ..inference.bundle import is_memory_error
 
 # %% ../../nbs/api/training/learner.ipynb #2ebd472d
 def filled(options:Options, device, net:nn.Module, n_train:int=0)->Options:
@@ -82,11 +83,6 @@ def oct_learner(dls:DataLoaders, net:nn.Sequential, options:Options=Options(), *
     return learn
 
 # %% ../../nbs/api/training/learner.ipynb #5d668cab
-def is_memory_error(e:Exception)->bool:
-    "Does this error say that memory ran out?"
-    if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
-    return isinstance(e, RuntimeError) and any(o in str(e) for o in ("can't allocate memory", 'not enough memory'))
-
 @torch.inference_mode()
 def features(
     net:nn.Sequential, # from `network`
