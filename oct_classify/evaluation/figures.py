@@ -43,7 +43,7 @@ def check_predictions(df:pd.DataFrame)->pd.DataFrame:
     "A table with its columns patient and predicted; raises an `OctError` with the first fault and the row that has it"
     p,k = check_columns(df),classes_of(df)
     off = abs(p.sum(1)-1)
-    d = next((d for d in (1, 2, 3) if np.allclose(p, p.round(d), rtol=0, atol=1e-9)), 9) # digits after the point
+    d = next((d for d in (1, 2) if np.allclose(p, p.round(d), rtol=0, atol=1e-9)), 9) # digits after the point
     room = 1e-2 if np.isin(p, (0, 1)).all() else max(1e-2, len(k)*.5*10.**-d+1e-9) # what rounding can take or add
     faults = {
         'has a missing or infinite probability': ~np.isfinite(p).all(1),
