@@ -6,12 +6,12 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'MAX_FILE', 'MAX_PICTURE',
-           'MAX_CODED', 'UPRIGHT', 'FORMULAS', 'MAX_LISTING', 'known_classes', 'OctError', 'CheckFailed', 'scan_name',
-           'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey', 'why_unreadable',
-           'check_bytes', 'check_file', 'read_file', 'check_passes', 'orientation', 'open_image', 'read_scaled',
-           'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet',
-           'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv',
-           'as_written', 'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
+           'MAX_CODED', 'UPRIGHT', 'FORMULAS', 'MAX_LISTING', 'known_classes', 'OctError', 'CheckFailed', 'class_word',
+           'scan_name', 'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey',
+           'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'orientation', 'open_image',
+           'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep', 'atomic_write', 'atomic_dir',
+           'set_seed', 'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'digest', 'secret',
+           'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -24,6 +24,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 # %% ../nbs/api/core.ipynb #f1a3c250
+from unicodedata import normalize
+
 CLASSES = ('CNV', 'DME', 'DRUSEN', 'NORMAL')
 URGENT = ('CNV', 'DME')
 
@@ -39,14 +41,22 @@ class CheckFailed(OctError):
 
 ScanName = namedtuple('ScanName', 'label patient number') # the parts of a Kermany file name
 
-def scan_name(path)->ScanName|None:
-    "What a file name such as `CNV-1016042-3.jpeg` says, or None where it does not follow the pattern"
-    m = re.fullmatch(r'([A-Za-z]+)-(\d{1,18})-(\d{1,18})\.\w+', Path(path).name)
-    return m and ScanName(m[1].upper(), int(m[2]), int(m[3]))
+def class_word(name)->str:
+    "A class name in the spelling in which it is compared and stored: no space around it, capitals, composed letters"
+    return normalize('NFC', normalize('NFC', str(name).strip()).casefold().upper())
 
-def patient(path)->int|None:
+def scan_name(path, classes=())->ScanName|None:
+    """What a file name such as `CNV-1016042-3.jpeg`, or that of its copy, `CNV-1016042-3 (1).jpeg`, says; None where it
+    does not follow the pattern. A label is made of letters, or is one of `classes`: a date is no patient"""
+    m = re.fullmatch(r'(.+?)-(\d{1,18})-(\d{1,18})(?:(?:[ _(]|-\D).*)?\.\w+', re.split(r'[\\/]', str(path))[-1])
+    if not m: return None
+    label = class_word(m[1])
+    spelled = re.fullmatch(r'[^\W\d]+(?:[ -][^\W\d]+)*', label) or label in map(class_word, classes)
+    return ScanName(label, int(m[2]), int(m[3])) if spelled else None
+
+def patient(path, classes=())->int|None:
     "The patient number in a file name, or None"
-    n = scan_name(path)
+    n = scan_name(path, classes)
     return n and n.patient
 
 def printable(path)->str:

@@ -9,9 +9,9 @@ __all__ = ['TRAITS', 'Request', 'doubtful_tests', 'split_stage', 'process_rank',
            'used_in_training', 'train_stage', 'Answers', 'answers_of', 'evaluate_stage', 'Unread', 'without_unread',
            'Evidence', 'records', 'statements', 'write_evidence', 'strata_of', 'looks_of_training', 'keep_bundle',
            'run_notes', 'about_run', 'test_stage', 'class_names', 'policy_names', 'run', 'train', 'Comparison',
-           'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'read_any_csv', 'read_table',
-           'one_row_per_scan', 'without_answer', 'read_predictions', 'unmet_scans', 'validation_of', 'predict_folder',
-           'against_other', 'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
+           'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'one_row_per_scan',
+           'without_answer', 'read_predictions', 'unmet_scans', 'validation_of', 'predict_folder', 'against_other',
+           'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
 
 # %% ../nbs/api/pipeline.ipynb #8cf41be3
 import contextlib, os, shutil, time
@@ -166,7 +166,7 @@ class Answers:
         "Prediction table, with an answer also where the model abstains"
         p = model.calibrated(self.logits)
         predicted = np.array(model.classes)[p.argmax(1)]
-        patient = pd.array(self.scans.patient, dtype='Int64')
+        patient = pd.array(self.scans.patient, dtype='string')
         return model.table(self.scans.path, p).assign(
             predicted=predicted, label=self.scans.label.values, patient=patient, split=side)
 
@@ -353,10 +353,10 @@ def test_stage(
     return Evidence(out, m)
 
 # %% ../nbs/api/pipeline.ipynb #aa852a07
-def class_names(classes)->tuple:
-    "Names of class folders, as text joined by commas or a sequence, in capitals; raises `OctError` for fewer than two"
-    names = classes.split(',') if isinstance(classes, str) else classes
-    names = tuple(name.strip().upper() for name in names)
+def class_names(classes)->tuple|None:
+    "Names of classes, as text joined by commas or a sequence; None for none; raises `OctError` for fewer than two"
+    if not classes: return None
+    names = tuple(map(class_word, classes.split(',') if isinstance(classes, str) else classes))
     if len(set(names)) < max(2, len(names)) or not all(names):
         raise OctError(f'{classes!r} does not name two classes or more, each once, joined by commas: check --classes.')
     return names
@@ -372,7 +372,7 @@ def policy_names(text:str)->list:
     return names
 
 def run(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     # how to train: resnet50, the usual network, for a GPU; fast, a small one in minutes on a CPU; best, two small ones
     recipe:Literal[*RECIPES]='resnet50',
@@ -387,7 +387,11 @@ def run(
     split:str|None=None, # a split.csv in place of a policy: CSV with the columns path and split
     weights:str='imagenet', # imagenet, none, or a file with a state dict in safetensors or .pth
     seed:int=42, # fixes split and training
-    classes:str|tuple=','.join(CLASSES), # names of the class folders, joined by commas, such as AMD,ERM,NORMAL
+    # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
+    classes:str|tuple='',
+    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # of a table: folder that its paths are relative to and may not leave (that of the table)
+    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
     epochs:int|None=None, # epochs in which all layers are trained, after the head; 0: the head alone (the recipe's own)
     # the head alone, on frozen features, which each scan passes through once: a minute for some hundred scans on a CPU
     freeze:bool=False,
@@ -425,8 +429,8 @@ def run(
     request.check()
     study,classes = statements(study),class_names(classes)
     if split and not Path(split).is_file(): raise OctError(f'There is no file {split}: check --split.')
-    if not Path(data).is_dir(): find_scans(data, classes) # which says what is wrong with it
-    out = make_dir(out)
+    data = scan_source(data, root, columns, patients)
+    out,classes = make_dir(out),data.classes(classes)
     with one_at_a_time(out):
         table,_ = examine(data, out, classes)
         df = split_stage(table, out, policy, seed, split, classes)
@@ -440,7 +444,7 @@ def run(
 
 @delegates(run, but=['study', 'heading', 'test'])
 def train(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     **kwargs,
 ):
@@ -489,7 +493,7 @@ def made_alike(m:dict)->list: # (what, value) pairs
 
 @delegates(run, but=['test'])
 def compare(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder: one folder for each policy, and what sets them side by side
     policy:str='official,clean', # several of `POLICIES`, joined by commas
     heading:str='', # of the report
@@ -502,16 +506,15 @@ def compare(
     asked = {name: value for name,value in kwargs.items() if value is not None}
     of_request,of_options = [{f.name: asked[f.name] for f in fields(o) if f.name in asked} for o in (Request, Options)]
     Request(**of_request, options=of_options).check() # before anything is read
-    if not Path(data).is_dir(): find_scans(data)
+    data = scan_source(data, kwargs.pop('root', None), kwargs.pop('columns', ''), kwargs.pop('patients', None))
     with one_at_a_time(make_dir(out)):
-        examine(data, out, class_names(kwargs.get('classes', CLASSES)))
+        examine(data, out, class_names(kwargs.get('classes')))
         for p in names:
             for file in ('scans.parquet', 'duplicates.parquet'):
                 if not (make_dir(out/p)/file).exists(): shutil.copy2(out/file, out/p/file)
     runs = [run(data, out/p, policy=p, **kwargs) for p in names]
     if None in runs: return None
-    empty = dict(duplicate_of='', sha256='')
-    splits = {p: pd.read_csv(out/p/'split.csv', dtype='string').fillna(empty) for p in names}
+    splits = {p: read_table(out/p/'split.csv') for p in names}
     tests = {p: load_table(out/p/'predictions.parquet').query("split == 'test'") for p in names}
     differences,unpaired = compare_tests(tests)
     last = runs[-1].metrics
@@ -548,26 +551,10 @@ def demo(
         study=dict(dataset='phantom'), lookalikes=200, **how)
 
 # %% ../nbs/api/pipeline.ipynb #60bc04b6
-def read_any_csv(path)->pd.DataFrame:
-    "A CSV with columns and numbers as spreadsheets of either half of the world write them"
-    with open(path, encoding='utf-8-sig') as f: sep = delimiter(f.readline())
-    t = as_written(pd.read_csv(path, sep=sep))
-    numeric = all(column.kind in 'fi' for column in t.filter(like='p_').dtypes)
-    return t if sep == ',' or numeric else as_written(pd.read_csv(path, sep=sep, decimal=','))
-
-def read_table(path)->pd.DataFrame:
-    "A table of predictions, CSV or parquet; raises `OctError` where it is neither"
-    if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
-    wanted = 'give a table with the columns path, label and p_<class>'
-    if str(path).endswith('.parquet'): return load_table(path, wanted)
-    try: return read_any_csv(check_file(path))
-    except OctError as e: raise OctError(f"{path} can't be read: {e}") from None
-    except Exception: raise OctError(f'{path} is neither CSV nor parquet: {wanted}.') from None
-
 def one_row_per_scan(t:pd.DataFrame)->pd.DataFrame:
     "A checked prediction table; labels may be spelled in any capitals, as folders may; raises `OctError`"
     if 'label' in t:
-        spelled = {label: c for label in set(t.label) for c in classes_of(t) if str(label).upper() == c.upper()}
+        spelled = {label: c for label in set(t.label) for c in classes_of(t) if class_word(label) == class_word(c)}
         t = t.assign(label=t.label.replace(spelled))
     t = check_predictions(t)
     twice = t.path[t.path.duplicated()]
@@ -582,9 +569,10 @@ def without_answer(t:pd.DataFrame)->pd.Series:
     nothing = t.filter(like='p_').isna().all(axis=1)
     return t.abstain.astype(bool) & nothing if 'abstain' in t else pd.Series(False, t.index)
 
-def read_predictions(path)->tuple: # test table, validation table or None, sentences on rows that were left out
-    "A table of anybody's predictions; raises `OctError` where it can't be evaluated"
-    t,valid,notes = read_table(path),None,[]
+def read_predictions(path, columns:str='')->tuple: # test table, validation table or None, sentences for the reader
+    "A table of anybody's predictions, as `read_table` takes it; raises `OctError` where it can't be evaluated"
+    t,valid,notes = read_table(path, columns, ('path', 'label')),None,[]
+    if 'split' in t: t['split'] = t.split.astype('string').str.lower().map(SIDE_WORDS).replace('val', 'valid')
     if 'split' in t and (t.split == 'test').any():
         other = int((~t.split.isin(('test', 'valid'))).sum())
         was = 'was' if other == 1 else 'were'
@@ -597,7 +585,11 @@ def read_predictions(path)->tuple: # test table, validation table or None, sente
     silent = without_answer(t)
     n,verbs = int(silent.sum()),'holds no answer and was' if silent.sum() == 1 else 'hold no answer and were'
     if n: notes.append(f'{n:,} of {plural(len(t), "row")} {verbs} left out.')
-    return one_row_per_scan(t[~silent]), one_row_per_scan(valid) if valid is not None and len(valid) else None, notes
+    t = one_row_per_scan(t[~silent])
+    n = int(t.patient.isna().sum())
+    if n: notes.append(f'The patients of {n:,} of {plural(len(t), "scan")} are unknown, so that intervals resample '
+        'scans, and may be too narrow: add a column patient.')
+    return t, one_row_per_scan(valid) if valid is not None and len(valid) else None, notes
 
 # %% ../nbs/api/pipeline.ipynb #4d1f34e4
 def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences on those that were left out
@@ -605,7 +597,7 @@ def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences o
     seen = load_bundle_table(bundle, config, 'training')
     if seen is None:
         return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
-    met = t.sha256.isin(seen.sha256) | t.patient.isin(seen.patient.dropna())
+    met = t.sha256.isin(seen.sha256) | t.patient.isin(seen.patient.dropna().astype('string'))
     if not met.any(): return t, []
     why = 'it or other scans of its patient' if met.sum() == 1 else 'they or other scans of their patients'
     were = plural(int(met.sum()), 'scan was', 'scans were')
@@ -634,7 +626,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
         raise OctError(' '.join([advice, *notes[:1]]))
     say(f'Evaluating {plural(len(t), "scan")}' + (' of the test folder' if by_folder else '') + '.')
     p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
-    p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
+    p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='string'))
     answered = p.filter(like='p_').notna().all(axis=1)
     if not answered.any(): raise OctError(f'{bundle} answers none of the scans; of the first it says: {p.why.iloc[0]}')
     return check_predictions(p[answered]), valid, notes
@@ -650,7 +642,7 @@ def against_other(test:pd.DataFrame, file, resamples:int)->dict:
 
 def evaluate(
     bundle=None, # model bundle: the folder bundle that run or train wrote
-    data=None, # folder that holds the class folders; where it has a test folder, that is used
+    data=None, # folder that holds the class folders, or a table of labels; where it has a test folder, that is used
     # in place of BUNDLE and DATA: CSV or parquet with the columns path, label and p_<class>, and perhaps patient
     # and split (test, valid); several files: runs of one recipe on the same scans
     predictions:tuple=(),
@@ -663,6 +655,9 @@ def evaluate(
     # JSON {key: sentence} of what only the authors know (ethics, funding, graders …),
     # for the checklist of CLAIM and STARD-AI
     study:str|dict|None=None,
+    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # of a table of labels: folder that its paths are relative to and may not leave (its own)
+    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
 )->Evidence:
     """Figures of a bundle on a folder, or of a table of predictions
 
@@ -682,11 +677,11 @@ def evaluate(
     if prevalence is not None: check_prevalence(prevalence)
     study,config,runs = statements(study),None,[]
     if predictions:
-        test,valid,notes = read_predictions(predictions[0])
-        runs = [read_predictions(file)[0] for file in predictions[1:]]
+        test,valid,notes = read_predictions(predictions[0], columns)
+        runs = [read_predictions(file, columns)[0] for file in predictions[1:]]
         about,data,name = dict(predictions=', '.join(map(str, predictions))),Path(predictions[0]).parent,predictions[0]
     else:
-        config = load_config(bundle)
+        config,data = load_config(bundle),scan_source(data, root, columns, patients)
         test,valid,notes = predict_folder(bundle, data)
         about,name = dict(bundle=str(bundle), folder=str(data)),bundle
     for line in notes: say(line)
@@ -743,9 +738,13 @@ class Audit:
         if hidden: raise CheckFailed(hidden)
 
 def audit(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
     out='oct-audit', # output folder
-    classes:str|tuple=','.join(CLASSES), # names of the class folders, joined by commas, such as AMD,ERM,NORMAL
+    # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
+    classes:str|tuple='',
+    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # of a table: folder that its paths are relative to and may not leave (that of the table)
+    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
     strict:bool=False, # end with exit code 1 where something would bias a test
     engine:Literal['ray']|None=None, # read the scans on a Ray cluster
     address:str|None=None, # with engine ray: of a running cluster, such as auto (a small one on this machine)
@@ -757,8 +756,9 @@ def audit(
     Writes audit.html, audit.json, scans.parquet and duplicates.parquet to the output folder.
 
     Raises `OctError` where nothing can be read, `CheckFailed` with `strict`."""
-    classes = class_names(classes)
-    if engine == 'ray' and Path(data).is_dir():
+    classes,data = class_names(classes),scan_source(data, root, columns, patients)
+    classes = data.classes(classes)
+    if engine == 'ray':
         from oct_classify.inference.batch import scan_table_ray
         table = make_dir(out)/'scans.parquet'
         scan_table_ray(data, table, classes=classes, look=look, address=address, workers=workers)
