@@ -704,7 +704,7 @@ def download(
 ):
     """Kaggle's data set, or an archive at hand, as a verified folder of scans
 
-    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and unpacks the scans to DEST.
+    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and writes the scans to DEST.
     An interrupted download goes on with the same command.
 
     Raises `OctError` where the archive can't be had or trusted."""
@@ -774,13 +774,19 @@ def export(
     bundle, # model bundle: the folder bundle that run or train wrote
     data=None, # with --int8: the folder of scans that the model was trained on
     int8:bool=False, # in eight bits too, with what that costs, measured on validation and test scans
+    threshold:tuple=(), # urgent=0.12 or confidence=0.6: probability from which the bundle says urgent, or answers
 ):
-    """A bundle for ONNX Runtime, and in eight bits
+    """A bundle for ONNX Runtime, in eight bits, or with other thresholds
 
     Writes model.onnx into a bundle, for ONNX Runtime, and with --int8 model.int8.onnx, the network in eight bits.
+    With --threshold it writes nothing but the thresholds.
 
     Raises `OctError` where it is no bundle, or the scans for `int8` are missing."""
     from oct_classify.inference.model import add_onnx, quantise
+    if threshold:
+        thresholds = set_thresholds(bundle, threshold)
+        return say(f'{bundle} says urgent from {thresholds["urgent"]:.0%} on, and answers from '
+            f'{thresholds["confidence"]:.0%} on.')
     if int8 and data is None:
         raise OctError('Eight bits are measured on scans: name the folder that the bundle was trained on after it.')
     if not int8 or 'model.onnx' not in load_config(bundle)['sums']: add_onnx(bundle)

@@ -8,11 +8,11 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/bundle.html.md""
 __all__ = ['SCHEMA', 'ENGINES', 'RESEARCH_USE', 'DEFAULTS', 'MAX_MEMBERS', 'NUMBER', 'CONFIG_TYPES', 'MORE_TYPES', 'versions',
            'table_hash', 'bundle_files', 'write_config', 'upgraded', 'write_network', 'save_bundle', 'is_a',
            'read_json', 'in_range', 'is_memory_error', 'load_config', 'intact', 'load_net', 'load_arrays',
-           'load_bundle_table', 'unlisted', 'add_files', 'add_onnx', 'add_int8', 'thumbnail', 'neighbour_arrays',
-           'lookalikes', 'course', 'model_card']
+           'load_bundle_table', 'unlisted', 'thresholds_of', 'set_thresholds', 'add_files', 'add_onnx', 'add_int8',
+           'thumbnail', 'neighbour_arrays', 'lookalikes', 'course', 'model_card']
 
 # %% ../../nbs/api/inference/bundle.ipynb #de6dfa01
-import hashlib, importlib.metadata, json, os, platform, shutil
+import hashlib, importlib.metadata, json, os, platform, re, shutil
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +205,23 @@ def load_bundle_table(bundle, config:dict, name:str)->pd.DataFrame|None:
 def unlisted(bundle, config:dict)->list:
     "Names of files in a bundle that its config.json does not list, so that nobody has checked them"
     return [name for name in bundle_files(bundle) if name not in config['sums']]
+
+def thresholds_of(texts)->dict:
+    "Thresholds by texts such as 'urgent=0.12'; raises `OctError` for another name, or a number beyond 0 and 1"
+    found = {}
+    for text in texts:
+        name,_,value = text.partition('=')
+        if name not in DEFAULTS['thresholds'] or not re.fullmatch(r'0|1|[01]?\.\d+', value) or float(value) > 1:
+            raise OctError(f'{text!r} is no threshold: write urgent=0.12 or confidence=0.6, from 0 to 1.')
+        found[name] = float(value)
+    return found
+
+def set_thresholds(bundle, texts)->dict: # all thresholds
+    "Write thresholds, as for `thresholds_of`, into a bundle; raises `OctError` for what is none"
+    config = load_config(bundle)
+    thresholds = DEFAULTS['thresholds'] | config['thresholds'] | thresholds_of(texts)
+    write_config(bundle, config | dict(thresholds=thresholds), [])
+    return thresholds
 
 # %% ../../nbs/api/inference/bundle.ipynb #828ebc92
 def add_files(bundle, config:dict, write, *names:str):

@@ -11,7 +11,7 @@ __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_
            'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
-import contextlib, ctypes, gc, time, timeit, traceback
+import contextlib, ctypes, gc, statistics, time, timeit, traceback
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -170,13 +170,17 @@ def minutes(seconds:float)->str:
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
 def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, options:Options):
-    "Say how long the work on so many scans will take, timed on four, and over half an hour what is faster"
+    "Say how long the work on so many scans will take, timed on eight, and over half an hour what is faster"
     net.eval()
-    x = torch.zeros(4, *size, dtype=torch.uint8, device=next(net.parameters()).device)
+    x = torch.zeros(8, *size, dtype=torch.uint8, device=next(net.parameters()).device)
     @torch.no_grad()
     def looking(): net(x).cpu() # waits for a GPU
-    learning = partial(practice_step, net, 4, size, options.precision)
-    look,learn = [min(timeit.repeat(work, number=1, repeat=3))/4 for work in (looking, learning)]
+    learning = partial(practice_step, net, 8, size, options.precision)
+    look = statistics.median(timeit.repeat(looking, number=1, repeat=3))/8
+    cut = FrozenStages(net.body.model, options.frozen) if options.frozen else None
+    if cut: cut.before_fit()
+    learn = statistics.median(timeit.repeat(learning, number=1, repeat=3))/8
+    if cut: cut.after_fit()
     head = 2*look*(n_train+n_other)
     seconds = head + options.epochs*(n_train*learn + n_other*look)
     faster = f'--freeze, the head alone (about {minutes(head)}), or with a smaller --arch'
