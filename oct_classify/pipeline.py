@@ -571,7 +571,7 @@ def without_answer(t:pd.DataFrame)->pd.Series:
 
 def read_predictions(path, columns:str='')->tuple: # test table, validation table or None, sentences for the reader
     "A table of anybody's predictions, as `read_table` takes it; raises `OctError` where it can't be evaluated"
-    t,valid,notes = read_table(path, columns, ('path', 'label')),None,[]
+    t,valid,notes = read_table(path, columns),None,[]
     if 'split' in t: t['split'] = t.split.astype('string').str.lower().map(SIDE_WORDS).replace('val', 'valid')
     if 'split' in t and (t.split == 'test').any():
         other = int((~t.split.isin(('test', 'valid'))).sum())

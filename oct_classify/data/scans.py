@@ -102,7 +102,7 @@ def read_table(path, columns:str='', needs=())->pd.DataFrame:
     """A table, CSV or parquet, that has the columns `needs` by our titles or by those in `columns`; patients are text,
     missing where not known; raises `OctError` where it can't be read"""
     if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
-    wanted = f'give a table with the columns {", ".join(needs)}'
+    wanted = f'give a table with the columns {", ".join(needs) or "path, label and p_<class>"}'
     try:
         if str(path).lower().endswith('.parquet'): t = titled(load_table(path, wanted), columns, needs)
         else: t = csv_table(check_file(path), columns, needs)
