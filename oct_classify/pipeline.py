@@ -269,7 +269,7 @@ TRAITS = dict(
 
 def strata_of(test:pd.DataFrame, data=None, by=(), resamples:int=2000)->pd.DataFrame|None:
     "Figures of a prediction table by strata, as far as the scans in `data` and the columns `by` allow, or None"
-    at_hand = data is not None and len(test) and all((Path(data)/path).is_file() for path in test.path.iloc[[0, -1]])
+    at_hand = data is not None and len(test) and all(is_here(data, o) for o in test.path.iloc[[0, -1]])
     names = list(by)
     if at_hand:
         test = scan_traits(test, data).rename(columns=TRAITS)
