@@ -24,6 +24,7 @@ import json
 import multiprocessing as mp
 import os
 import queue
+import re
 import struct
 import sys
 import tempfile
@@ -145,6 +146,7 @@ def sound_scans():
     frames = np.stack([Phantom(3, 'DME', patient=7, number=i, shape=(96, 128), border=False).image for i in range(3)])
     px = frames[0]
     rgb, deep = np.stack([px, px // 2, 255 - px], -1), px.astype(np.uint16) * 257
+    pages = dict(save_all=True, append_images=[Image.fromarray(f) for f in frames[1:]])
     out = {
         'jpeg grey': ('x.jpg', encoded(px, 'jpeg')),
         'jpeg colour': ('x.jpg', encoded(rgb, 'jpeg')),
@@ -157,12 +159,16 @@ def sound_scans():
         'bmp': ('x.bmp', encoded(px, 'bmp')),
         'gif': ('x.gif', encoded(px, 'gif')),
         'webp': ('x.webp', encoded(rgb, 'webp')),
+        'pages tif': ('x.tif', encoded(px, 'tiff', compression='tiff_lzw', **pages)),
+        'pages gif': ('x.gif', encoded(px, 'gif', **pages)),
+        'pages png': ('x.png', encoded(px, 'png', **pages)),
+        'pages webp': ('x.webp', encoded(px, 'webp', **pages)),
         'zip': (
             'x.zip',
             packed({'CNV/a.jpg': encoded(px, 'jpeg'), 'b.png': encoded(px, 'png'), 'c.vol': vol(frames[:1])}),
         ),
         'csv': ('x.csv', b'path,label\nsound.jpg,CNV\nsound.png,DME\n"a,b.png",DME\n'),
-        'img': ('x 128x3_cube_z.img', frames[:, ::-1].tobytes()),
+        'img': ('x 128x3_cube_z.img', frames[:, ::-1, ::-1].tobytes()),
         'vol': ('x.vol', vol(frames)),
         'e2e': ('x.e2e', e2e(frames)),
         'fda': ('x.fda', topcon(frames, True)),
@@ -177,7 +183,7 @@ def sound_scans():
 
         for k, f in {'dicom jpeg-ls': 'MR_small_jpeg_ls_lossless.dcm', 'dicom jpeg 12 bit': 'JPGExtended.dcm'}.items():
             if p := get_testdata_file(f, download=False):
-                out[k] = ('x.dcm', Path(p).read_bytes())
+                out[k] = ('x.dcm', re.sub(rb'(?<=\x08\0`\0CS\x02\0)..', b'OT', Path(p).read_bytes())) # of no eye
     return out
 
 

@@ -8,10 +8,10 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'MAX_FILE', 'MAX_PICTURE',
            'MAX_CODED', 'UPRIGHT', 'FORMULAS', 'MAX_LISTING', 'known_classes', 'OctError', 'CheckFailed', 'class_word',
            'scan_name', 'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey',
-           'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'orientation', 'open_image',
-           'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep', 'atomic_write', 'atomic_dir',
-           'set_seed', 'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'digest', 'secret',
-           'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
+           'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'file_of', 'orientation',
+           'open_image', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep', 'atomic_write',
+           'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'digest',
+           'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -151,6 +151,12 @@ def check_passes(code:bytes, w:int, h:int):
     if code[:2] == b'\xff\xd8' and code.count(b'\xff\xda')*w*h > MAX_CODED:
         raise OctError('The JPEG is stored in more passes than any camera writes: save it anew.')
 
+def file_of(path)->str:
+    "The file of a scan, whose path may go on to one of its frames, as in `eye.vol#3`"
+    path = os.fspath(path)
+    while '#' in path and not os.path.lexists(path): path = path.rpartition('#')[0]
+    return path
+
 UPRIGHT = { # by the orientation in EXIF
     2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1),
     7: lambda a: np.rot90(a, 2).T, 8: np.rot90}
@@ -164,6 +170,10 @@ def open_image(source)->Image.Image:
     "A path, bytes, PIL image, array or tensor as a PIL image that is not decoded yet; `OctError` for what is none"
     if isinstance(source, Image.Image): return source.copy()
     if hasattr(source, '__array__'): return to_image(source)
+    if not isinstance(source, bytes) and not os.fspath(source).lower().endswith(IMAGES):
+        from oct_classify.inference.inputs import image_in # of a volume or DICOM; only here, as it reads by this module
+        held = image_in(source)
+        if held is not None: return open_image(held)
     code = source if isinstance(source, bytes) else read_file(source, MAX_PICTURE)
     if not code: raise OctError('The file is empty (0 bytes).')
     im = Image.open(io.BytesIO(code), formats=FORMATS)

@@ -8,8 +8,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/pipeline.html.md"""
 __all__ = ['TRAITS', 'Request', 'doubtful_tests', 'split_stage', 'process_rank', 'one_at_a_time', 'earlier_model',
            'used_in_training', 'train_stage', 'Answers', 'answers_of', 'evaluate_stage', 'Unread', 'without_unread',
            'Evidence', 'records', 'statements', 'write_evidence', 'strata_of', 'looks_of_training', 'keep_bundle',
-           'run_notes', 'about_run', 'test_stage', 'class_names', 'policy_names', 'run', 'train', 'Comparison',
-           'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'one_row_per_scan',
+           'run_notes', 'about_run', 'test_stage', 'class_names', 'unpacked', 'policy_names', 'run', 'train',
+           'Comparison', 'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'one_row_per_scan',
            'without_answer', 'read_predictions', 'unmet_scans', 'validation_of', 'predict_folder', 'against_other',
            'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
 
@@ -361,6 +361,15 @@ def class_names(classes)->tuple|None:
         raise OctError(f'{classes!r} does not name two classes or more, each once, joined by commas: check --classes.')
     return names
 
+def unpacked(data, out, classes=None)->os.PathLike|str:
+    "For an archive its scans, unpacked once to `out/scans`; anything else as it is; raises `OctError`"
+    from oct_classify.data.download import read_receipt, unpack
+    if not str(data).lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz')) or Path(data).is_dir(): return data
+    archive,receipt = Path(data),read_receipt(Path(out))
+    kept = receipt.get('archive'),receipt.get('bytes')
+    here = archive.is_file() and (archive.name, archive.stat().st_size) == kept
+    return Path(out)/'scans' if here else unpack(archive, make_dir(out)/'scans', classes=classes or CLASSES)
+
 def policy_names(text:str)->list:
     "The policies in a text, joined by commas; raises `OctError` for an unknown one, or one that is named twice"
     names = [name.strip() for name in text.split(',')]
@@ -372,7 +381,7 @@ def policy_names(text:str)->list:
     return names
 
 def run(
-    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     # how to train: resnet50, the usual network, for a GPU; fast, a small one in minutes on a CPU; best, two small ones
     recipe:Literal[*RECIPES]='resnet50',
@@ -429,7 +438,7 @@ def run(
     request.check()
     study,classes = statements(study),class_names(classes)
     if split and not Path(split).is_file(): raise OctError(f'There is no file {split}: check --split.')
-    data = scan_source(data, root, columns, patients)
+    data = scan_source(unpacked(data, out, classes), root, columns, patients)
     out,classes = make_dir(out),data.classes(classes)
     with one_at_a_time(out):
         table,_ = examine(data, out, classes)
@@ -444,7 +453,7 @@ def run(
 
 @delegates(run, but=['study', 'heading', 'test'])
 def train(
-    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     **kwargs,
 ):
@@ -493,7 +502,7 @@ def made_alike(m:dict)->list: # (what, value) pairs
 
 @delegates(run, but=['test'])
 def compare(
-    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder: one folder for each policy, and what sets them side by side
     policy:str='official,clean', # several of `POLICIES`, joined by commas
     heading:str='', # of the report
@@ -506,6 +515,7 @@ def compare(
     asked = {name: value for name,value in kwargs.items() if value is not None}
     of_request,of_options = [{f.name: asked[f.name] for f in fields(o) if f.name in asked} for o in (Request, Options)]
     Request(**of_request, options=of_options).check() # before anything is read
+    data = unpacked(data, out, class_names(kwargs.get('classes')))
     data = scan_source(data, kwargs.pop('root', None), kwargs.pop('columns', ''), kwargs.pop('patients', None))
     with one_at_a_time(make_dir(out)):
         examine(data, out, class_names(kwargs.get('classes')))
@@ -738,7 +748,7 @@ class Audit:
         if hidden: raise CheckFailed(hidden)
 
 def audit(
-    data, # folder that holds the class folders, at any depth, or a CSV or parquet with the columns path and label
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-audit', # output folder
     # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
     classes:str|tuple='',
@@ -756,7 +766,8 @@ def audit(
     Writes audit.html, audit.json, scans.parquet and duplicates.parquet to the output folder.
 
     Raises `OctError` where nothing can be read, `CheckFailed` with `strict`."""
-    classes,data = class_names(classes),scan_source(data, root, columns, patients)
+    classes = class_names(classes)
+    data = scan_source(unpacked(data, out, classes), root, columns, patients)
     classes = data.classes(classes)
     if engine == 'ray':
         from oct_classify.inference.batch import scan_table_ray

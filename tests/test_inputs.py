@@ -67,7 +67,7 @@ def test_what_is_sound_is_answered(fuzz, sound, tmp_path):
 
 
 def test_pictures_are_listed_without_being_opened(tmp_path, monkeypatch):
-    for i in range(20): (tmp_path/f'{i}.png').write_bytes(b'x')
+    for i in range(20): (tmp_path/f'{i}.jpg').write_bytes(b'x')
 
     def shut(*a, **k): raise AssertionError(f'opened {a}')
     with monkeypatch.context() as m:

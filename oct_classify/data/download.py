@@ -337,7 +337,7 @@ def locked(path:Path):
         with contextlib.suppress(OSError): os.unlink(lock.lock_file)
         lock.release()
 
-def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
+def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool, classes)->int:
     "Write the files of an archive into a new folder, complete or not at all; returns how many there are"
     tmp = dest.with_name(f'.{dest.name}.part')
     files = without_copies(checked_members(z, zip.name))
@@ -347,8 +347,8 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
         for folder in {tmp.joinpath(*path[:-1]) for _,path in files}: folder.mkdir(parents=True, exist_ok=True)
         for m,path in progress(files, desc='Unpacking', unit=' files'):
             with open(tmp.joinpath(*path), 'xb') as f: f.write(z.read(m)) # which verifies its CRC-32
-        try: version = which_version(find_scans(tmp))
-        except OctError: raise OctError(f'{zip} holds no scans: their folders must be {", ".join(CLASSES)}.') from None
+        try: version = which_version(find_scans(tmp, classes))
+        except OctError: raise OctError(f'{zip} holds no scans: their folders must be {", ".join(classes)}.') from None
         about = dict(archive=zip.name, bytes=zip.stat().st_size, files=len(files), version=version, temporary=temporary)
         (tmp/RECEIPT).write_text(json.dumps(about))
         if hasattr(os, 'sync'): os.sync()
@@ -357,7 +357,7 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return len(files)
 
-def unpack(zip, dest, temporary:bool=False)->Path:
+def unpack(zip, dest, temporary:bool=False, classes:tuple=CLASSES)->Path:
     "Unpack and verify scans as a new folder, or raise `OctError`; the receipt says whether the archive is `temporary`"
     zip,dest,begun = Path(zip),Path(dest),time.time()
     if dest.exists(): raise OctError(f'{dest} is already there: remove it, or choose another folder.')
@@ -365,7 +365,7 @@ def unpack(zip, dest, temporary:bool=False)->Path:
     if zip.is_dir(): raise OctError(f'{zip} is a folder, not an archive: unpacked scans need no --zip.')
     if not zip.is_file(): raise OctError(f'{zip} is not a file: give the archive itself.')
     try:
-        with locked(dest), open(zip, 'rb') as f, open_archive(f) as z: n = extract(z, zip, dest, temporary)
+        with locked(dest), open(zip, 'rb') as f, open_archive(f) as z: n = extract(z, zip, dest, temporary, classes)
     except (*DAMAGES, EOFError, NotImplementedError, UnicodeDecodeError):
         raise OctError(f'{zip} is damaged or cut short, or is no zip or tar.gz: get it from its source.') from None
     checked = ', each with the right CRC-32' if isinstance(z, zipfile.ZipFile) else ''
