@@ -81,7 +81,7 @@ def test_folders_below_class_folders_are_read(tmp_path, capfd):
         find_scans(d, (*CLASSES, 'AMD2'))
 
 
-ENCODINGS = ['utf-8', 'utf-8-sig', 'utf-16', 'cp1252']
+ENCODINGS = ['utf-8', 'utf-8-sig', 'utf-16', 'cp1252', 'utf-16-le']
 
 
 def as_others(t, path, encoding='utf-8', sep=',', windows=False, capitals=False, decimal='.'):
@@ -95,7 +95,7 @@ def as_others(t, path, encoding='utf-8', sep=',', windows=False, capitals=False,
     return path
 
 
-WAYS = [(',', False, True), (';', True, False), ('\t', True, True), (';', False, False)]
+WAYS = [(',', False, True), (';', True, False), ('\t', True, True), (';', False, False), (',', True, True)]
 
 
 @pytest.mark.parametrize('encoding,way', list(zip(ENCODINGS, WAYS)))
@@ -150,7 +150,7 @@ def test_tables_that_cannot_be_meant_are_refused(tmp_path, capfd):
         f'path,label\n{first},CNV\n../outside.jpeg,CNV\n': 'lies outside',
         f'path,label\n{first},CNV\nlink.jpeg,CNV\n': 'lies outside',
         f'path,label\n{first},CNV\n{first},DME\n': f'two things of {first}',
-        f'path,label\n{first},CNV\n,DME\n': 'lacks a path or a label in row 2',
+        f'path,label\n{first},CNV\n,\n,DME\n': 'lacks a path or a label in row 2',
         f'path,label\n{first},CNV\n{second},\n': 'lacks a path or a label in row 2',
         'path,label\nnowhere.jpeg,CNV\n': 'Not one file',
         f'path,diagnosis\n{first},CNV\n': 'lacks the column label: it has path, diagnosis',
@@ -202,7 +202,7 @@ def test_a_split_file_tells_patients_that_names_do_not(tmp_path):
         load_split(t, tmp_path / 's.csv')
 
 
-HOW = [dict(), dict(sep=';', decimal=','), dict(windows=True), dict(capitals=True)]
+HOW = [dict(), dict(sep=';', decimal=','), dict(windows=True), dict(capitals=True), dict(sep='\t')]
 
 
 @pytest.mark.parametrize('encoding,how', list(zip(ENCODINGS, HOW)))

@@ -58,6 +58,7 @@ NOTHING = ('', 'NA', 'N/A', '#N/A', '<NA>', 'NaN', 'nan', 'None', 'NULL', 'null'
 def decoded(code:bytes)->str:
     "The text of a CSV: UTF-16 and UTF-8, with their marks or without, else Windows-1252"
     if code[:2] in (b'\xff\xfe', b'\xfe\xff'): return code.decode('utf-16')
+    if b'\0' in code[:2]: return code.decode('utf-16-le' if code[0] else 'utf-16-be')
     with contextlib.suppress(UnicodeDecodeError): return code.decode('utf-8-sig')
     return code.decode('cp1252')
 
@@ -97,7 +98,8 @@ def csv_table(path, columns:str='', needs=())->pd.DataFrame:
         na_values={o: NOTHING for o in head if o not in TEXTS})
     t = read(**kinds)
     numeric = all(o.kind in 'fi' for o in t.filter(regex='^p_').dtypes)
-    return as_written(t if sep == ',' or numeric else read(decimal=',', **kinds))
+    t = as_written(t if sep == ',' or numeric else read(decimal=',', **kinds))
+    return t[~(t.isna() | (t == '')).all(axis=1)].reset_index(drop=True) # spreadsheets add empty rows
 
 def read_table(path, columns:str='', needs=())->pd.DataFrame:
     """A table, CSV or parquet, that has the columns `needs` by our titles or by those in `columns`; patients are text,
@@ -112,7 +114,7 @@ def read_table(path, columns:str='', needs=())->pd.DataFrame:
     for o in [o for o in ('path', 'label', 'split') if o in t and t[o].dtype.kind == 'O']: t[o] = t[o].str.strip()
     if 'path' in t and t.path.dtype.kind == 'O': t['path'] = t.path.str.replace('\\', '/')
     if 'patient' in t:
-        who = t.patient.astype('string').str.strip().str.replace(r'^(\d+)\.0$', r'\1', regex=True)
+        who = t.patient.astype('string').str.strip().str.normalize('NFC').str.replace(r'^(\d+)\.0$', r'\1', regex=True)
         t['patient'] = who.mask(who.isin(NOTHING))
     return t
 
@@ -189,6 +191,7 @@ def say_unread(files:list):
     if not files: return
     first = min(files, key=lambda f: (f.suffix.lower() not in IMAGES, f))
     hint = ': name its folder with --classes if it is a class' if first.suffix.lower() in IMAGES else ''
+    if str(first).lower().endswith(TABLES): hint = ': where it tells patients, give it by --patients'
     say(f'Not read, as no folder above bears the name of a class: {plural(len(files), "file")}, '
         f'e.g. {printable(first)}{hint}.')
 
@@ -235,7 +238,8 @@ class Source(os.PathLike):
         if self.patients is None: return df.assign(patient=who.astype('string'))
         line = lines_of(df.path, self.patients.path)
         known = self.patients.patient.reindex(line).array
-        if (line < 0).all(): raise OctError(f'{self.file} names none of the files in {self.root}: give its own.')
+        if (line < 0).all(): raise OctError(f'{self.file} names none of the files in {self.root}: give its own, '
+            'or say by --columns path=TITLE which column names them.')
         if (line < 0).any():
             say(f'{self.file.name} does not name {plural((line < 0).sum(), "scan")}, e.g. {df.path[line < 0].iloc[0]}.')
         return df.assign(patient=known)
