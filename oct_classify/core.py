@@ -49,7 +49,7 @@ def class_word(name)->str:
 def scan_name(path, classes=())->ScanName|None:
     """What a file name such as `CNV-1016042-3.jpeg`, or that of its copy, `CNV-1016042-3 (1).jpeg`, says; None where it
     does not follow the pattern. A label is made of letters, or is one of `classes`: a date is no patient"""
-    m = re.fullmatch(r'(.+?)-(\d{1,18})-(\d{1,18})(?:(?:[ _(]|-\D).*)?\.\w+', re.split(r'[\\/]', str(path))[-1])
+    m = re.fullmatch(r'(.+?)-(\d{1,18})-(\d{1,18})(?:(?:[ _(]|-\D).*)?\.\w+(?:#.+)?', re.split(r'[\\/]', str(path))[-1])
     if not m: return None
     label = class_word(m[1])
     spelled = re.fullmatch(r'[^\W\d]+(?:[ -][^\W\d]+)*', label) or label in map(class_word, classes)
