@@ -6,17 +6,18 @@ Docs: https://oct-classify.github.io/oct_classify/api/cli.html.md"""
 
 # %% auto #0
 __all__ = ['PLACED', 'PYTHON_ONLY', 'EPILOG', 'FAULT', 'ISSUES', 'commands', 'Parser', 'whole', 'number', 'option_of',
-           'add_parameter', 'parser', 'verdict', 'without_warnings', 'main']
+           'add_parameter', 'parser', 'verdict', 'libraries_silenced', 'nobody_reads', 'command', 'outcome', 'main']
 
 # %% ../nbs/api/cli.ipynb #d15d9e32
-import argparse, contextlib, inspect, sys, traceback, types, typing, warnings
+import argparse, contextlib, inspect, logging, os, sys, traceback, types, typing, warnings
 from pathlib import Path
 
 from fastcore.docments import docments
-from PIL import Image
+from matplotlib import rc_context
 
 from . import __version__
 from .core import *
+from .inference.bundle import is_memory_error
 from .pipeline import compare, process_rank
 from . import pipeline
 
@@ -40,6 +41,7 @@ class Parser(argparse.ArgumentParser):
         if unknown: raise OctError(f'There is no option {unknown[0]}: see {self.prog} {a.command} --help.')
         return a
 
+    def _print_message(self, message, file=None): (file or sys.stderr).write(message) # argparse hides a closed pipe
     def error(self, message): raise OctError(f'{message[:1].upper()}{message[1:]}: see {self.prog} --help.')
 
 def whole(text:str)->int:
@@ -93,6 +95,7 @@ exit codes:
   2    wrong usage, or input that can't be read
   70   a fault of the program; --debug shows the traceback
   130  stopped by Ctrl-C: the same command goes on
+  141  whoever read the output stopped reading, as head does
 
 Docs: https://oct-classify.github.io/oct_classify/'''
 
@@ -109,7 +112,8 @@ def parser()->Parser:
             if about['kind'] != inspect.Parameter.VAR_KEYWORD and key not in PYTHON_ONLY: add_parameter(p, key, about)
         p.add_argument(
             '--quiet', action='store_true', help='show no progress and no remarks; errors are said all the same')
-        p.add_argument('--debug', action='store_true', help='where the program itself is at fault, show the traceback')
+        p.add_argument('--debug', action='store_true',
+            help="show the warnings and logs of libraries and, where the program is at fault, the traceback")
     return top
 
 # %% ../nbs/api/cli.ipynb #f12922bc
@@ -122,9 +126,9 @@ def verdict(e:BaseException)->tuple: # sentence, exit code
     if isinstance(e, OctError): return str(e), 2
     if isinstance(e, KeyboardInterrupt):
         return str(e) or 'Stopped: what was finished is kept, and the same command goes on from there.', 130
-    if isinstance(e, MemoryError): return 'There is not enough memory: choose a smaller --size or a smaller --arch.', 2
     if type(e).__name__ == 'OutOfMemoryError': # of torch, which may not be imported
         return 'There is not enough memory on the GPU: choose a smaller --bs, --size or --arch.', 2
+    if is_memory_error(e): return 'There is not enough memory: choose a smaller --bs, --size or --arch.', 2
     if isinstance(e, OSError) and e.errno is not None:
         file = e.filename or 'A file'
         return f'{file} could not be read or written ({e.strerror}): check disk space and permissions.', 2
@@ -132,34 +136,52 @@ def verdict(e:BaseException)->tuple: # sentence, exit code
         f'please report it, with the traceback that --debug shows, at {ISSUES}.'), FAULT
 
 @contextlib.contextmanager
-def without_warnings():
-    "No warnings of the libraries underneath that say nothing to the person at the terminal"
-    with warnings.catch_warnings():
-        for kind in (FutureWarning, DeprecationWarning, Image.DecompressionBombWarning):
-            warnings.simplefilter('ignore', kind)
-        warnings.filterwarnings('ignore', 'Glyph .* missing from font') # file names in other scripts
-        yield
+def libraries_silenced():
+    "Neither warnings nor logs of the libraries underneath; and the names of classes and files are no formulas to draw"
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(), rc_context({'text.parse_math': False}):
+        warnings.showwarning = lambda *args, **kwargs: None # filters are changed by libraries
+        try: yield
+        finally: logging.disable(before)
 
-def main(
-    argv=None, # arguments; None: those of the process
-)->int: # exit code
-    "The command `oct-classify`"
-    debug = False
+def nobody_reads()->int: # exit code
+    "Let nothing more be written, as whoever read the output is gone"
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr): os.dup2(null, stream.fileno()) # or Python complains at its end
+    return 128+13 # as a shell says of SIGPIPE
+
+def command(argv):
+    "Do what the arguments say"
+    options = vars(parser().parse_args(argv))
+    name,_ = options.pop('command'),options.pop('debug')
+    quiet(options.pop('quiet') or process_rank() > 0)
+    several = name == 'run' and ',' in options['policy']
+    result = (compare if several else commands()[name])(**options)
+    for line in getattr(result, 'summary', list)(): say(line)
+
+def outcome(argv)->int: # exit code
+    "Do what the arguments say, or say in one sentence why not; raises `BrokenPipeError` where nobody reads"
+    debug = '--debug' in (sys.argv[1:] if argv is None else argv)
     try:
-        with without_warnings():
-            options = vars(parser().parse_args(argv))
-            name,debug = options.pop('command'),options.pop('debug')
-            quiet(options.pop('quiet') or process_rank() > 0)
-            several = name == 'run' and ',' in options['policy']
-            result = (compare if several else commands()[name])(**options)
-            for line in getattr(result, 'summary', list)(): say(line)
+        try:
+            with contextlib.nullcontext() if debug else libraries_silenced(): command(argv)
+        finally: print(end='', flush=True)
         return 0
+    except BrokenPipeError: raise
     except (Exception, KeyboardInterrupt) as e:
         why,code = verdict(e)
         if code == FAULT and debug: traceback.print_exc()
     finally: quiet(False)
     print(one_line(f'oct-classify: {why}'), file=sys.stderr)
     return code
+
+def main(
+    argv=None, # arguments; None: those of the process
+)->int: # exit code
+    "The command `oct-classify`"
+    try: return outcome(argv)
+    except BrokenPipeError: return nobody_reads()
 
 # %% ../nbs/api/cli.ipynb #00b44d49
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

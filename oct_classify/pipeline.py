@@ -8,10 +8,10 @@ Docs: https://oct-classify.github.io/oct_classify/api/pipeline.html.md"""
 __all__ = ['TRAITS', 'Request', 'doubtful_tests', 'split_stage', 'process_rank', 'one_at_a_time', 'earlier_model',
            'used_in_training', 'train_stage', 'Answers', 'answers_of', 'evaluate_stage', 'Unread', 'without_unread',
            'Evidence', 'records', 'statements', 'write_evidence', 'strata_of', 'looks_of_training', 'keep_bundle',
-           'run_notes', 'about_run', 'test_stage', 'class_names', 'policy_names', 'run', 'train', 'Comparison',
-           'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'read_any_csv', 'read_table',
-           'one_row_per_scan', 'without_answer', 'read_predictions', 'unmet_scans', 'validation_of', 'predict_folder',
-           'against_other', 'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
+           'run_notes', 'about_run', 'test_stage', 'class_names', 'unpacked', 'policy_names', 'run', 'train',
+           'Comparison', 'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'one_row_per_scan',
+           'without_answer', 'read_predictions', 'unmet_scans', 'validation_of', 'predict_folder', 'against_other',
+           'at_threshold', 'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
 
 # %% ../nbs/api/pipeline.ipynb #8cf41be3
 import contextlib, os, shutil, time
@@ -32,6 +32,7 @@ from .data.audit import audit as audit_folder
 from .data.prepare import *
 from .data.scans import *
 from .data.split import *
+from .evaluation.bootstrap import share
 from .evaluation.calibration import fit_temperature
 from .evaluation.comparison import delong, mcnemar, over_seeds, paired
 from .evaluation.decisions import check_prevalence
@@ -78,7 +79,7 @@ class Request:
 
     def record(self, df:pd.DataFrame)->dict:
         "The request as a bundle keeps it, with what it was asked of: a split table"
-        record = asdict(self) | dict(table=table_hash(df), version=__version__)
+        record = asdict(self) | dict(weights=Path(self.weights).name, table=table_hash(df), version=__version__)
         if Path(self.weights).is_file(): record['weights_sha256'] = digest(self.weights)
         return record
 
@@ -166,7 +167,7 @@ class Answers:
         "Prediction table, with an answer also where the model abstains"
         p = model.calibrated(self.logits)
         predicted = np.array(model.classes)[p.argmax(1)]
-        patient = pd.array(self.scans.patient, dtype='Int64')
+        patient = pd.array(self.scans.patient, dtype='string')
         return model.table(self.scans.path, p).assign(
             predicted=predicted, label=self.scans.label.values, patient=patient, split=side)
 
@@ -188,7 +189,7 @@ def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction tab
     y = valid.scans.label.map(model.classes.index).to_numpy()
     if len(y): model.config |= dict(temperature=fit_temperature(valid.logits, y), calibrated=len(y) >= 10)
     sides = dict(valid=valid, test=test)
-    unread = model.config.get('unread', {}) | {side: o.unread for side,o in sides.items() if o.unread}
+    unread = (model.config.get('unread') or {}) | {side: o.unread for side,o in sides.items() if o.unread}
     return {side: o.table(model, side) for side,o in sides.items()}, unread
 
 @dataclass
@@ -269,7 +270,7 @@ TRAITS = dict(
 
 def strata_of(test:pd.DataFrame, data=None, by=(), resamples:int=2000)->pd.DataFrame|None:
     "Figures of a prediction table by strata, as far as the scans in `data` and the columns `by` allow, or None"
-    at_hand = data is not None and len(test) and all((Path(data)/path).is_file() for path in test.path.iloc[[0, -1]])
+    at_hand = data is not None and len(test) and all(is_here(data, o) for o in test.path.iloc[[0, -1]])
     names = list(by)
     if at_hand:
         test = scan_traits(test, data).rename(columns=TRAITS)
@@ -353,13 +354,22 @@ def test_stage(
     return Evidence(out, m)
 
 # %% ../nbs/api/pipeline.ipynb #aa852a07
-def class_names(classes)->tuple:
-    "Names of class folders, as text joined by commas or a sequence, in capitals; raises `OctError` for fewer than two"
-    names = classes.split(',') if isinstance(classes, str) else classes
-    names = tuple(name.strip().upper() for name in names)
+def class_names(classes)->tuple|None:
+    "Names of classes, as text joined by commas or a sequence; None for none; raises `OctError` for fewer than two"
+    if not classes: return None
+    names = tuple(map(class_word, classes.split(',') if isinstance(classes, str) else classes))
     if len(set(names)) < max(2, len(names)) or not all(names):
         raise OctError(f'{classes!r} does not name two classes or more, each once, joined by commas: check --classes.')
     return names
+
+def unpacked(data, out, classes=None)->os.PathLike|str:
+    "For an archive its scans, unpacked once to `out/scans`; anything else as it is; raises `OctError`"
+    from oct_classify.data.download import read_receipt, unpack
+    if not str(data).lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz')) or Path(data).is_dir(): return data
+    archive,receipt = Path(data),read_receipt(Path(out))
+    kept = receipt.get('archive'),receipt.get('bytes')
+    here = archive.is_file() and (archive.name, archive.stat().st_size) == kept
+    return Path(out)/'scans' if here else unpack(archive, make_dir(out)/'scans', classes=classes or CLASSES)
 
 def policy_names(text:str)->list:
     "The policies in a text, joined by commas; raises `OctError` for an unknown one, or one that is named twice"
@@ -372,7 +382,7 @@ def policy_names(text:str)->list:
     return names
 
 def run(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     # how to train: resnet50, the usual network, for a GPU; fast, a small one in minutes on a CPU; best, two small ones
     recipe:Literal[*RECIPES]='resnet50',
@@ -387,7 +397,11 @@ def run(
     split:str|None=None, # a split.csv in place of a policy: CSV with the columns path and split
     weights:str='imagenet', # imagenet, none, or a file with a state dict in safetensors or .pth
     seed:int=42, # fixes split and training
-    classes:str|tuple=','.join(CLASSES), # names of the class folders, joined by commas, such as AMD,ERM,NORMAL
+    # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
+    classes:str|tuple='',
+    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # of a table: folder that its paths are relative to and may not leave (that of the table)
+    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
     epochs:int|None=None, # epochs in which all layers are trained, after the head; 0: the head alone (the recipe's own)
     # the head alone, on frozen features, which each scan passes through once: a minute for some hundred scans on a CPU
     freeze:bool=False,
@@ -425,8 +439,8 @@ def run(
     request.check()
     study,classes = statements(study),class_names(classes)
     if split and not Path(split).is_file(): raise OctError(f'There is no file {split}: check --split.')
-    if not Path(data).is_dir(): find_scans(data, classes) # which says what is wrong with it
-    out = make_dir(out)
+    data = scan_source(unpacked(data, out, classes), root, columns, patients)
+    out,classes = make_dir(out),data.classes(classes)
     with one_at_a_time(out):
         table,_ = examine(data, out, classes)
         df = split_stage(table, out, policy, seed, split, classes)
@@ -440,7 +454,7 @@ def run(
 
 @delegates(run, but=['study', 'heading', 'test'])
 def train(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     **kwargs,
 ):
@@ -489,7 +503,7 @@ def made_alike(m:dict)->list: # (what, value) pairs
 
 @delegates(run, but=['test'])
 def compare(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder: one folder for each policy, and what sets them side by side
     policy:str='official,clean', # several of `POLICIES`, joined by commas
     heading:str='', # of the report
@@ -502,16 +516,16 @@ def compare(
     asked = {name: value for name,value in kwargs.items() if value is not None}
     of_request,of_options = [{f.name: asked[f.name] for f in fields(o) if f.name in asked} for o in (Request, Options)]
     Request(**of_request, options=of_options).check() # before anything is read
-    if not Path(data).is_dir(): find_scans(data)
+    data = unpacked(data, out, class_names(kwargs.get('classes')))
+    data = scan_source(data, kwargs.pop('root', None), kwargs.pop('columns', ''), kwargs.pop('patients', None))
     with one_at_a_time(make_dir(out)):
-        examine(data, out, class_names(kwargs.get('classes', CLASSES)))
+        examine(data, out, class_names(kwargs.get('classes')))
         for p in names:
             for file in ('scans.parquet', 'duplicates.parquet'):
                 if not (make_dir(out/p)/file).exists(): shutil.copy2(out/file, out/p/file)
     runs = [run(data, out/p, policy=p, **kwargs) for p in names]
     if None in runs: return None
-    empty = dict(duplicate_of='', sha256='')
-    splits = {p: pd.read_csv(out/p/'split.csv', dtype='string').fillna(empty) for p in names}
+    splits = {p: read_table(out/p/'split.csv') for p in names}
     tests = {p: load_table(out/p/'predictions.parquet').query("split == 'test'") for p in names}
     differences,unpaired = compare_tests(tests)
     last = runs[-1].metrics
@@ -548,26 +562,10 @@ def demo(
         study=dict(dataset='phantom'), lookalikes=200, **how)
 
 # %% ../nbs/api/pipeline.ipynb #60bc04b6
-def read_any_csv(path)->pd.DataFrame:
-    "A CSV with columns and numbers as spreadsheets of either half of the world write them"
-    with open(path, encoding='utf-8-sig') as f: sep = delimiter(f.readline())
-    t = as_written(pd.read_csv(path, sep=sep))
-    numeric = all(column.kind in 'fi' for column in t.filter(like='p_').dtypes)
-    return t if sep == ',' or numeric else as_written(pd.read_csv(path, sep=sep, decimal=','))
-
-def read_table(path)->pd.DataFrame:
-    "A table of predictions, CSV or parquet; raises `OctError` where it is neither"
-    if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
-    wanted = 'give a table with the columns path, label and p_<class>'
-    if str(path).endswith('.parquet'): return load_table(path, wanted)
-    try: return read_any_csv(check_file(path))
-    except OctError as e: raise OctError(f"{path} can't be read: {e}") from None
-    except Exception: raise OctError(f'{path} is neither CSV nor parquet: {wanted}.') from None
-
 def one_row_per_scan(t:pd.DataFrame)->pd.DataFrame:
     "A checked prediction table; labels may be spelled in any capitals, as folders may; raises `OctError`"
     if 'label' in t:
-        spelled = {label: c for label in set(t.label) for c in classes_of(t) if str(label).upper() == c.upper()}
+        spelled = {label: c for label in set(t.label) for c in classes_of(t) if class_word(label) == class_word(c)}
         t = t.assign(label=t.label.replace(spelled))
     t = check_predictions(t)
     twice = t.path[t.path.duplicated()]
@@ -582,9 +580,10 @@ def without_answer(t:pd.DataFrame)->pd.Series:
     nothing = t.filter(like='p_').isna().all(axis=1)
     return t.abstain.astype(bool) & nothing if 'abstain' in t else pd.Series(False, t.index)
 
-def read_predictions(path)->tuple: # test table, validation table or None, sentences on rows that were left out
-    "A table of anybody's predictions; raises `OctError` where it can't be evaluated"
-    t,valid,notes = read_table(path),None,[]
+def read_predictions(path, columns:str='')->tuple: # test table, validation table or None, sentences for the reader
+    "A table of anybody's predictions, as `read_table` takes it; raises `OctError` where it can't be evaluated"
+    t,valid,notes = read_table(path, columns),None,[]
+    if 'split' in t: t['split'] = t.split.astype('string').str.lower().map(SIDE_WORDS).replace('val', 'valid')
     if 'split' in t and (t.split == 'test').any():
         other = int((~t.split.isin(('test', 'valid'))).sum())
         was = 'was' if other == 1 else 'were'
@@ -597,7 +596,11 @@ def read_predictions(path)->tuple: # test table, validation table or None, sente
     silent = without_answer(t)
     n,verbs = int(silent.sum()),'holds no answer and was' if silent.sum() == 1 else 'hold no answer and were'
     if n: notes.append(f'{n:,} of {plural(len(t), "row")} {verbs} left out.')
-    return one_row_per_scan(t[~silent]), one_row_per_scan(valid) if valid is not None and len(valid) else None, notes
+    t = one_row_per_scan(t[~silent])
+    n = int(t.patient.isna().sum())
+    if n: notes.append(f'The patients of {n:,} of {plural(len(t), "scan")} are unknown, so that intervals resample '
+        'scans, and may be too narrow: add a column patient.')
+    return t, one_row_per_scan(valid) if valid is not None and len(valid) else None, notes
 
 # %% ../nbs/api/pipeline.ipynb #4d1f34e4
 def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences on those that were left out
@@ -605,7 +608,7 @@ def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences o
     seen = load_bundle_table(bundle, config, 'training')
     if seen is None:
         return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
-    met = t.sha256.isin(seen.sha256) | t.patient.isin(seen.patient.dropna())
+    met = t.sha256.isin(seen.sha256) | t.patient.isin(seen.patient.dropna().astype('string'))
     if not met.any(): return t, []
     why = 'it or other scans of its patient' if met.sum() == 1 else 'they or other scans of their patients'
     were = plural(int(met.sum()), 'scan was', 'scans were')
@@ -623,7 +626,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     from oct_classify.inference.model import OctModel
     model = OctModel.load(bundle)
     valid,t = validation_of(bundle, model.config),scan_table(data, known_classes(model.classes))
-    ignored = model.config.get('request', {}).get('policy') == 'patient'
+    ignored = (model.config.get('request') or {}).get('policy') == 'patient'
     by_folder = not ignored and (t.folder == 'test').any()
     t,notes = unmet_scans(t[t.folder == 'test'] if by_folder else t, bundle, model.config)
     bad = t[t.error != '']
@@ -634,8 +637,9 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
         raise OctError(' '.join([advice, *notes[:1]]))
     say(f'Evaluating {plural(len(t), "scan")}' + (' of the test folder' if by_folder else '') + '.')
     p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
-    p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='Int64'))
+    p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='string'))
     answered = p.filter(like='p_').notna().all(axis=1)
+    if not answered.any(): raise OctError(f'{bundle} answers none of the scans; of the first it says: {p.why.iloc[0]}')
     return check_predictions(p[answered]), valid, notes
 
 # %% ../nbs/api/pipeline.ipynb #c016aa81
@@ -647,9 +651,22 @@ def against_other(test:pd.DataFrame, file, resamples:int)->dict:
     try: return both | dict(delong=delong(other, test) if ours(test) else None)
     except OctError: return both
 
+def at_threshold(test:pd.DataFrame, texts, resamples:int)->list: # at most one sentence
+    "Sensitivity and specificity of urgent referral at a threshold such as 'urgent=0.12'; raises `OctError` for another"
+    asked = thresholds_of(texts)
+    if not asked: return []
+    if list(asked) != ['urgent'] or not set(URGENT) & set(classes_of(test)):
+        raise OctError('Figures are given at a threshold of urgent referral alone: write --threshold urgent=0.12.')
+    disease = test.label.isin(URGENT).to_numpy()
+    said = test[[f'p_{c}' for c in URGENT if f'p_{c}' in test]].sum(axis=1).to_numpy() >= asked['urgent']
+    kw = dict(who=patients_of(test), resamples=resamples)
+    sensitivity,specificity = share(said, disease, **kw),share(~said, ~disease, **kw)
+    return [f'Urgent from {asked["urgent"]:.0%} on: sensitivity {as_text(sensitivity, "sensitivity")}, '
+        f'specificity {as_text(specificity, "specificity")}.']
+
 def evaluate(
     bundle=None, # model bundle: the folder bundle that run or train wrote
-    data=None, # folder that holds the class folders; where it has a test folder, that is used
+    data=None, # folder that holds the class folders, or a table of labels; where it has a test folder, that is used
     # in place of BUNDLE and DATA: CSV or parquet with the columns path, label and p_<class>, and perhaps patient
     # and split (test, valid); several files: runs of one recipe on the same scans
     predictions:tuple=(),
@@ -662,6 +679,10 @@ def evaluate(
     # JSON {key: sentence} of what only the authors know (ethics, funding, graders …),
     # for the checklist of CLAIM and STARD-AI
     study:str|dict|None=None,
+    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # of a table of labels: folder that its paths are relative to and may not leave (its own)
+    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
+    threshold:tuple=(), # urgent=0.12: say what urgent referral from that probability on is worth
 )->Evidence:
     """Figures of a bundle on a folder, or of a table of predictions
 
@@ -675,18 +696,20 @@ def evaluate(
         raise OctError('There is nothing to evaluate: '
             'give a bundle and a folder of scans, or --predictions FILE, and not both.')
     if against and not Path(against).is_file(): raise OctError(f'There is no file {against}: check the path.')
-    if resamples < 100:
-        raise OctError(f'{resamples} resamples are too few for an interval: give --resamples of 100 or more.')
+    if not 100 <= resamples <= 10**6:
+        what = 'too few for an interval' if resamples < 100 else 'too many to wait for'
+        raise OctError(f'{resamples} resamples are {what}: give --resamples from 100 to 1000000.')
     if prevalence is not None: check_prevalence(prevalence)
     study,config,runs = statements(study),None,[]
     if predictions:
-        test,valid,notes = read_predictions(predictions[0])
-        runs = [read_predictions(file)[0] for file in predictions[1:]]
+        test,valid,notes = read_predictions(predictions[0], columns)
+        runs = [read_predictions(file, columns)[0] for file in predictions[1:]]
         about,data,name = dict(predictions=', '.join(map(str, predictions))),Path(predictions[0]).parent,predictions[0]
     else:
-        config = load_config(bundle)
+        config,data = load_config(bundle),scan_source(data, root, columns, patients)
         test,valid,notes = predict_folder(bundle, data)
         about,name = dict(bundle=str(bundle), folder=str(data)),bundle
+    notes += at_threshold(test, threshold, resamples)
     for line in notes: say(line)
     strata = strata_of(test, data, by, resamples)
     sides = dict(test=test) if valid is None else dict(test=test, valid=valid)
@@ -707,7 +730,7 @@ def download(
 ):
     """Kaggle's data set, or an archive at hand, as a verified folder of scans
 
-    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and unpacks the scans to DEST.
+    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and writes the scans to DEST.
     An interrupted download goes on with the same command.
 
     Raises `OctError` where the archive can't be had or trusted."""
@@ -741,9 +764,13 @@ class Audit:
         if hidden: raise CheckFailed(hidden)
 
 def audit(
-    data, # folder that holds the class folders, at any depth
+    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-audit', # output folder
-    classes:str|tuple=','.join(CLASSES), # names of the class folders, joined by commas, such as AMD,ERM,NORMAL
+    # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
+    classes:str|tuple='',
+    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # of a table: folder that its paths are relative to and may not leave (that of the table)
+    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
     strict:bool=False, # end with exit code 1 where something would bias a test
     engine:Literal['ray']|None=None, # read the scans on a Ray cluster
     address:str|None=None, # with engine ray: of a running cluster, such as auto (a small one on this machine)
@@ -756,7 +783,9 @@ def audit(
 
     Raises `OctError` where nothing can be read, `CheckFailed` with `strict`."""
     classes = class_names(classes)
-    if engine == 'ray' and Path(data).is_dir():
+    data = scan_source(unpacked(data, out, classes), root, columns, patients)
+    classes = data.classes(classes)
+    if engine == 'ray':
         from oct_classify.inference.batch import scan_table_ray
         table = make_dir(out)/'scans.parquet'
         scan_table_ray(data, table, classes=classes, look=look, address=address, workers=workers)
@@ -772,16 +801,22 @@ def export(
     bundle, # model bundle: the folder bundle that run or train wrote
     data=None, # with --int8: the folder of scans that the model was trained on
     int8:bool=False, # in eight bits too, with what that costs, measured on validation and test scans
+    threshold:tuple=(), # urgent=0.12 or confidence=0.6: probability from which the bundle says urgent, or answers
 ):
-    """A bundle for ONNX Runtime, and in eight bits
+    """A bundle for ONNX Runtime, in eight bits, or with other thresholds
 
     Writes model.onnx into a bundle, for ONNX Runtime, and with --int8 model.int8.onnx, the network in eight bits.
+    With --threshold it writes nothing but the thresholds.
 
     Raises `OctError` where it is no bundle, or the scans for `int8` are missing."""
     from oct_classify.inference.model import add_onnx, quantise
+    if threshold:
+        thresholds = set_thresholds(bundle, threshold)
+        return say(f'{bundle} says urgent from {thresholds["urgent"]:.0%} on, and answers from '
+            f'{thresholds["confidence"]:.0%} on.')
     if int8 and data is None:
         raise OctError('Eight bits are measured on scans: name the folder that the bundle was trained on after it.')
-    if not (Path(bundle)/'model.onnx').exists() or not int8: add_onnx(bundle)
+    if not int8 or 'model.onnx' not in load_config(bundle)['sums']: add_onnx(bundle)
     say(f"{Path(bundle)/'model.onnx'} is written.")
     if not int8: return
     got = quantise(bundle, data)

@@ -1,5 +1,6 @@
 """The app in a real browser: a scan goes in through the file button, and what the page shows is what
 `OctModel.predict` says."""
+import contextlib
 import csv
 import io
 import json
@@ -74,15 +75,15 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(bundle, log):
-    "The app in a process of its own, and its address"
-    code = 'import sys; from oct_classify.app import serve; serve(sys.argv[1], int(sys.argv[2]), browser=False)'
+def start(bundle, log, settings='pass', browser=False, **env):
+    "The app in a process of its own, and its address; `settings` are statements that change its module `a`"
+    code = f'import sys, oct_classify.app as a; {settings}; a.serve(sys.argv[1], int(sys.argv[2]), browser={browser})'
     with open(log, 'wb') as f:
         p = subprocess.Popen(
             [sys.executable, '-c', code, str(bundle), str(free_port())],
             stdout=f,
             stderr=f,
-            env=os.environ | dict(OMP_NUM_THREADS='1'),
+            env=os.environ | dict(OMP_NUM_THREADS='1') | env,
         )
     for _ in range(300):
         if m := re.search(rb'http://127\.0\.0\.1:\d+/\?token=[\w-]+', Path(log).read_bytes()):
@@ -132,7 +133,7 @@ class Page:
         "The input behind an upload button, which the page itself never attaches"
         self.d.execute_script(
             """HTMLInputElement.prototype.click = function(){document.querySelectorAll('input[type=file]').forEach(o =>
-            o.remove()); document.body.appendChild(this)}"""
+            o.remove()); this.value = ''; document.body.appendChild(this)}"""
         )
         self.shown('button.jupyter-button', text).click()
         return self.wait(lambda: self.all('input[type=file]'))[0]
@@ -248,11 +249,7 @@ def test_without_the_token_there_is_no_page(served):
 def test_ctrl_c_ends_it_cleanly(bundle, tmp_path):
     for o in ('voila', 'ipywidgets'):
         pytest.importorskip(o)
-    os.environ['TMPDIR'], was = str(tmp_path), os.environ.get('TMPDIR')
-    try:
-        p, url = start(bundle, tmp_path / 'log')
-    finally:
-        os.environ.pop('TMPDIR') if was is None else os.environ.update(TMPDIR=was)
+    p, url = start(bundle, tmp_path / 'log', TMPDIR=str(tmp_path))
     assert list(tmp_path.glob('oct-app-*'))
     p.send_signal(signal.SIGINT)
     assert p.wait(30) == 0 and (tmp_path / 'log').read_text().splitlines() == [
@@ -260,3 +257,141 @@ def test_ctrl_c_ends_it_cleanly(bundle, tmp_path):
         'The app is closed.',
     ]
     assert not list(tmp_path.glob('oct-app-*'))
+
+
+posix = pytest.mark.skipif(os.name == 'nt', reason='needs POSIX signals')
+
+
+def kernels(p):
+    "Process numbers of what the app started"
+    return [c.pid for c in pytest.importorskip('psutil').Process(p.pid).children()]
+
+
+def scans_kept(folder):
+    return list(Path(folder).rglob('CNV-5-1.png'))
+
+
+@contextlib.contextmanager
+def own_page(page, bundle, folder, settings='pass'):
+    "An app of its own, its files in a folder, with its page in another tab: process and address"
+    p, url = start(bundle, folder / 'log', settings, TMPDIR=str(folder))
+    first = page.d.current_window_handle
+    page.d.switch_to.new_window('tab')
+    try:
+        page.d.get(url)
+        page.shown('button.jupyter-button', 'Upload a scan')
+        yield p, url
+    finally:
+        if page.d.current_window_handle != first: page.d.close()
+        page.d.switch_to.window(first)
+        p.kill()
+        p.wait(30)
+
+
+def test_a_page_that_goes_ends_its_kernel_and_its_files(page, bundle, scans, tmp_path):
+    with own_page(page, bundle, tmp_path, 'a.ABANDONED = 1000') as (p, _):
+        for _ in range(3):
+            page.send('Upload a scan', scans / 'CNV-5-1.png')
+            page.shown('.head', 'CNV-5-1.png')
+            page.d.refresh()
+            page.shown('button.jupyter-button', 'Upload a scan')
+        page.wait(lambda: len(kernels(p)) == 1)
+        page.d.get('about:blank')
+        page.wait(lambda: not kernels(p))
+        assert not scans_kept(tmp_path)
+
+
+def test_a_kernel_without_a_page_ends_and_one_with_a_page_stays(page, bundle, scans, tmp_path):
+    with own_page(page, bundle, tmp_path, 'a.ABANDONED = 5') as (p, url):
+        kept = kernels(p)
+        jar = urllib.request.HTTPCookieProcessor()
+        urllib.request.build_opener(jar).open(url).read()  # as a page that never connects
+        assert len(kernels(p)) == 2
+        page.send('Upload a scan', scans / 'CNV-5-1.png')
+        page.shown('.head', 'CNV-5-1.png')
+        page.wait(lambda: len(kernels(p)) == 1)
+        assert kernels(p) == kept and scans_kept(tmp_path) and not page.all('#oct-note')
+        page.d.close()  # as a browser that is killed, it says nothing
+        page.d.switch_to.window(page.d.window_handles[0])
+        page.wait(lambda: not kernels(p))
+        assert not scans_kept(tmp_path) and len((tmp_path / 'log').read_text().splitlines()) == 1
+
+
+@posix
+def test_a_killed_kernel_takes_its_files_along_and_the_page_says_so(page, bundle, scans, tmp_path):
+    with own_page(page, bundle, tmp_path) as (p, _):
+        page.send('Upload a scan', scans / 'CNV-5-1.png')
+        page.shown('.head', 'CNV-5-1.png')
+        assert scans_kept(tmp_path)
+        os.kill(kernels(p)[0], signal.SIGKILL)
+        assert 'has ended: reload the page' in page.shown('#oct-note').text
+        assert not scans_kept(tmp_path) and not kernels(p)
+        page.d.refresh()
+        page.send('Upload a scan', scans / 'CNV-5-1.png')
+        page.shown('.head', 'CNV-5-1.png')
+        assert not page.all('#oct-note') and len((tmp_path / 'log').read_text().splitlines()) == 1
+
+
+@posix
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM'])
+def test_a_signal_ends_kernels_and_files_and_the_page_says_so(name, page, bundle, scans, tmp_path):
+    with own_page(page, bundle, tmp_path) as (p, _):
+        page.send('Upload a scan', scans / 'CNV-5-1.png')
+        page.shown('.head', 'CNV-5-1.png')
+        was = kernels(p)
+        p.send_signal(getattr(signal, name))
+        assert p.wait(30) == 0 and (tmp_path / 'log').read_text().splitlines()[1:] == ['The app is closed.']
+        assert not any(map(pytest.importorskip('psutil').pid_exists, was)) and not list(tmp_path.glob('oct-app-*'))
+        assert 'start oct-classify app again' in page.shown('#oct-note').text
+
+
+@posix
+def test_what_a_killed_app_left_is_swept_by_the_next(page, bundle, scans, tmp_path):
+    with own_page(page, bundle, tmp_path) as (p, _):
+        page.send('Upload a scan', scans / 'CNV-5-1.png')
+        page.shown('.head', 'CNV-5-1.png')
+        was = kernels(p)
+        p.kill()
+        p.wait(30)
+        page.wait(lambda: not any(map(pytest.importorskip('psutil').pid_exists, was)))
+        assert scans_kept(tmp_path)
+        with contextlib.ExitStack() as undo:
+            for n in (1, 2):  # one sweeps; the other sees that the first is alive
+                undo.callback(start(bundle, tmp_path / f'log{n}', TMPDIR=str(tmp_path))[0].kill)
+                assert len(list(tmp_path.glob('oct-app-*'))) == n and not scans_kept(tmp_path)
+
+
+@posix
+def test_the_browser_is_told_a_file_and_no_token(bundle, tmp_path):
+    for o in ('voila', 'ipywidgets'): pytest.importorskip(o)
+    told, script = tmp_path / 'told', tmp_path / 'browser'
+    script.write_text(f'#!/bin/sh\necho "$@" > {told}')
+    script.chmod(0o700)
+    p, url = start(bundle, tmp_path / 'log', browser=True, TMPDIR=str(tmp_path), BROWSER=str(script))
+    try:
+        for _ in range(100):
+            if told.exists() and told.read_text(): break
+            time.sleep(0.1)
+        file = Path(unquote(urlsplit(told.read_text().strip()).path))
+        assert 'token' not in told.read_text() and url.split('token=')[1] not in told.read_text()
+        assert url in file.read_text() and file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+    finally:
+        p.kill()
+        p.wait(30)
+
+
+def test_files_that_are_too_large_cost_a_sentence(page, bundle, scans, tmp_path):
+    for n in range(2): (tmp_path / f'{n}.png').write_bytes(bytes(700_000))
+    with own_page(page, bundle, tmp_path, 'a.LARGEST, a.AT_ONCE = 1_000_000, 1_200_000'):
+        page.send('Upload a scan', scans / 'words.png')
+        assert page.shown('#oct-note').text == 'words.png is over 1.0 MB: use oct-classify predict for it.'
+        page.send('Upload a scan', scans / 'CNV-5-1.png')
+        page.shown('.head', 'CNV-5-1.png')
+        assert not page.all('#oct-note')
+        page.tab('Many scans')
+        page.send('Upload scans', tmp_path / '0.png', tmp_path / '1.png')
+        assert 'over 1.2 MB together: send fewer' in page.shown('#oct-note').text
+        page.send('Upload scans', tmp_path / '0.png')
+        page.shown('.oct tbody tr', '0.png')
+        assert not page.all('#oct-note')

@@ -73,7 +73,7 @@ def planted(real, tmp_path_factory):
     ]
     for p in f.rng.permutation(several)[:20]:  # patients on both sides: one of their scans moves to test
         p.rename(root / 'test' / p.parent.name / p.name)
-        f.leak.add(patient(p))
+        f.leak.add(str(patient(p)))
         f.used.add(patient(p))
     assert len(f.leak) == 20
     for i in range(30):

@@ -6,13 +6,14 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/download.html.md"""
 
 # %% auto #0
 __all__ = ['VERSIONS', 'REMARKS', 'KAGGLE', 'NO_LOGIN', 'REFUSALS', 'UNTRUSTED', 'WEB_PAGE', 'TIMEOUT', 'TRIES', 'PAUSE',
-           'LONGEST', 'MAX_RATIO', 'RECEIPT', 'version_counts', 'which_version', 'login_files', 'find_login',
+           'LONGEST', 'DAMAGES', 'MAX_RATIO', 'RECEIPT', 'version_counts', 'which_version', 'login_files', 'find_login',
            'kaggle_login', 'TryAgain', 'busy', 'disconnected', 'archive_address', 'Part', 'describe', 'check_room',
            'attempt', 'persist', 'verify', 'fetch', 'target', 'member_fault', 'checked_members', 'without_copies',
-           'locked', 'extract', 'unpack', 'read_receipt', 'version_here', 'download']
+           'BoundedReads', 'TarArchive', 'open_archive', 'locked', 'extract', 'unpack', 'read_receipt', 'version_here',
+           'download']
 
 # %% ../../nbs/api/data/download.ipynb #7ebc2728
-import base64, contextlib, functools, json, lzma, os, re, shutil, stat, time, zipfile, zlib
+import base64, contextlib, functools, gzip, json, lzma, os, re, shutil, stat, tarfile, time, zipfile, zlib
 from collections import Counter
 from pathlib import Path
 import pandas as pd, requests
@@ -242,11 +243,12 @@ def fetch(dataset:str, file:Path, dest):
     say(f'Downloaded {amount(file.stat().st_size - had)} in {time.time() - begun:.0f} s{checked}.')
 
 # %% ../../nbs/api/data/download.ipynb #41e6fe8a
+DAMAGES = zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError
 MAX_RATIO = 100 # all of an archive unpacked, by its packed size
 
 def target(m:zipfile.ZipInfo)->tuple:
     "The parts of the path below the folder that a member is unpacked to"
-    names = [o.strip() for o in m.orig_filename.removesuffix('/').split('/')]
+    names = [o.strip() for o in re.split(r'[/\\]', m.orig_filename.rstrip('/\\'))] # PowerShell 5 writes backslashes
     return tuple(o for o in names if o != '.')
 
 def member_fault(m:zipfile.ZipInfo)->str:
@@ -254,7 +256,7 @@ def member_fault(m:zipfile.ZipInfo)->str:
     path = target(m)
     if m.flag_bits & 1: return 'is encrypted'
     if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): return 'is a link or a device'
-    if not path or {'', '..'} & set(path) or re.search(r'[\\:\0-\x1f]', m.orig_filename):
+    if not path or {'', '..'} & set(path) or re.search(r'[:\0-\x1f]', m.orig_filename):
         return 'has a name that leads outside the folder'
     if swells(m.file_size, m.compress_size):
         return f'would unpack from {amount(m.compress_size)} to {amount(m.file_size)}'
@@ -263,7 +265,7 @@ def member_fault(m:zipfile.ZipInfo)->str:
 def checked_members(z:zipfile.ZipFile, name:str)->list:
     "(member, path) of every file to unpack; raises `OctError` that names the first member which is refused"
     again = 'get the archive from its source again'
-    files = [(m, target(m)) for m in z.infolist() if not m.orig_filename.endswith('/')]
+    files = [(m, target(m)) for m in z.infolist() if not m.orig_filename.endswith(('/', '\\'))]
     folded = [tuple(o.casefold() for o in path) for _,path in files]
     uses = Counter(folded) + Counter({path[:i] for path in folded for i in range(1, len(path))}) # as file or folder
     faults = [(m, member_fault(m)) for m in z.infolist()]
@@ -284,6 +286,43 @@ def without_copies(files:list)->list:
     if len(once) < len(files): say(f'Left out, as the archive has them twice: {plural(len(files)-len(once), "file")}.')
     return list(once.values())
 
+class BoundedReads:
+    "An open file of which nobody reads more than `MAX_FILE` bytes at once, as a header that claims gigabytes would"
+    def __init__(self, f): self.f,self.seek,self.tell = f,f.seek,f.tell
+    def read(self, n:int)->bytes:
+        check_bytes(n)
+        return self.f.read(n)
+
+class TarArchive:
+    "An open tar or tar.gz file under the names of `zipfile`; its members are known after one pass over it"
+    def __init__(self, f):
+        packed = f.read(2) == b'\x1f\x8b'
+        f.seek(0)
+        self.filename,self.members,self.at,total = f.name,[],{},0
+        self.tar = tarfile.open(fileobj=BoundedReads(gzip.open(f) if packed else f), mode='r:')
+        for m in self.tar:
+            total += 512+m.size
+            check_bytes(m.size) # before all that is passed over
+            check_bytes(total, 2**20 + MAX_RATIO*os.path.getsize(f.name))
+            info = zipfile.ZipInfo('x')
+            info.filename = info.orig_filename = m.name+'/'*m.isdir()
+            info.file_size = info.compress_size = m.size
+            info.CRC = m.offset # so that none is taken for another
+            info.external_attr = (stat.S_IFREG if m.isreg() else stat.S_IFDIR if m.isdir() else stat.S_IFLNK) << 16
+            self.members.append(info)
+            self.at[m.offset] = m
+
+    def infolist(self)->list: return self.members
+    def read(self, info)->bytes: return self.tar.extractfile(self.at[info.CRC]).read()
+    def __enter__(self): return self
+    def __exit__(self, *why): self.tar.close()
+
+def open_archive(f):
+    "An open zip, tar or tar.gz file as a `ZipFile` or `TarArchive`; raises `OctError`, or what these raise"
+    start = f.read(265)
+    f.seek(0)
+    return TarArchive(f) if start[:2] == b'\x1f\x8b' or start[257:262] == b'ustar' else checked_zip(f)
+
 RECEIPT = '.receipt.json'
 
 @contextlib.contextmanager
@@ -298,7 +337,7 @@ def locked(path:Path):
         with contextlib.suppress(OSError): os.unlink(lock.lock_file)
         lock.release()
 
-def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
+def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool, classes)->int:
     "Write the files of an archive into a new folder, complete or not at all; returns how many there are"
     tmp = dest.with_name(f'.{dest.name}.part')
     files = without_copies(checked_members(z, zip.name))
@@ -308,8 +347,8 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
         for folder in {tmp.joinpath(*path[:-1]) for _,path in files}: folder.mkdir(parents=True, exist_ok=True)
         for m,path in progress(files, desc='Unpacking', unit=' files'):
             with open(tmp.joinpath(*path), 'xb') as f: f.write(z.read(m)) # which verifies its CRC-32
-        try: version = which_version(find_scans(tmp))
-        except OctError: raise OctError(f'{zip} holds no scans: their folders must be {", ".join(CLASSES)}.') from None
+        try: version = which_version(find_scans(tmp, classes))
+        except OctError: raise OctError(f'{zip} holds no scans: their folders must be {", ".join(classes)}.') from None
         about = dict(archive=zip.name, bytes=zip.stat().st_size, files=len(files), version=version, temporary=temporary)
         (tmp/RECEIPT).write_text(json.dumps(about))
         if hasattr(os, 'sync'): os.sync()
@@ -318,7 +357,7 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool)->int:
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return len(files)
 
-def unpack(zip, dest, temporary:bool=False)->Path:
+def unpack(zip, dest, temporary:bool=False, classes:tuple=CLASSES)->Path:
     "Unpack and verify scans as a new folder, or raise `OctError`; the receipt says whether the archive is `temporary`"
     zip,dest,begun = Path(zip),Path(dest),time.time()
     if dest.exists(): raise OctError(f'{dest} is already there: remove it, or choose another folder.')
@@ -326,10 +365,11 @@ def unpack(zip, dest, temporary:bool=False)->Path:
     if zip.is_dir(): raise OctError(f'{zip} is a folder, not an archive: unpacked scans need no --zip.')
     if not zip.is_file(): raise OctError(f'{zip} is not a file: give the archive itself.')
     try:
-        with locked(dest), open(zip, 'rb') as f, checked_zip(f) as z: n = extract(z, zip, dest, temporary)
-    except (zipfile.BadZipFile, UnicodeDecodeError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError):
-        raise OctError(f'{zip} is damaged or cut short, or is no zip archive: get it from its source.') from None
-    say(f'Unpacked {n:,} files in {time.time()-begun:.0f} s, each with the right CRC-32.')
+        with locked(dest), open(zip, 'rb') as f, open_archive(f) as z: n = extract(z, zip, dest, temporary, classes)
+    except (*DAMAGES, EOFError, NotImplementedError, UnicodeDecodeError):
+        raise OctError(f'{zip} is damaged or cut short, or is no zip or tar.gz: get it from its source.') from None
+    checked = ', each with the right CRC-32' if isinstance(z, zipfile.ZipFile) else ''
+    say(f'Unpacked {n:,} files in {time.time()-begun:.0f} s{checked}.')
     return dest
 
 def read_receipt(dest:Path)->dict:

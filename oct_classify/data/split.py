@@ -10,12 +10,13 @@ __all__ = ['SPLITS', 'POLICIES', 'picture', 'components', 'draw_side', 'drop_row
            'check_split', 'save_split', 'read_split', 'match_split', 'load_split']
 
 # %% ../../nbs/api/data/split.ipynb #c7b492f1
-import hashlib, io
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import *
 from .duplicates import linked
+from .scans import lines_of, plain, read_table, sides_of
 
 # %% ../../nbs/api/data/split.ipynb #58050775
 def picture(df:pd.DataFrame)->pd.Series:
@@ -116,10 +117,11 @@ def split_table(
 
 # %% ../../nbs/api/data/split.ipynb #3795b51b
 def unknown_patients(table:pd.DataFrame)->str:
-    "One sentence on what the guard can't see, because names give no patient; '' where every patient is known"
+    "One sentence on what the guard can't see, because nothing gives the patient; '' where every patient is known"
     n = int(table.patient.isna().sum())
     why = f'The patients of {plural(n, "scan")} are unknown, as their names do not follow LABEL-patient-number: '
-    return why + "whether they leak can't be seen, so rename these files before you trust a test." if n else ''
+    return why + "whether they leak can't be seen, so rename these files or name their patients by --patients FILE " \
+        'before you trust a test.' if n else ''
 
 @dataclass(frozen=True)
 class Leak:
@@ -156,7 +158,7 @@ class SplitCheck:
         if self.patients: what = f'no patient ({self.patients:,} in all) and {what}'
         if not self.unknown: return f'Verified: {what} is on two sides ({sides} scans).'
         hidden = ', '.join(f'{n:,} of {self.scans[side]:,} {side} scans' for side,n in self.unknown.items())
-        hidden += ' are unknown: name the files LABEL-patient-number'
+        hidden += ' are unknown: name the files LABEL-patient-number, or give --patients FILE'
         return f'Not verified: the patients of {hidden}. Of what is known, {what} is on two sides.'
 
 def first_leak(used:pd.DataFrame)->Leak|None:
@@ -190,41 +192,37 @@ def save_split(df:pd.DataFrame, path):
 
 def read_split(path)->pd.DataFrame:
     "The lines of a split file, checked"
-    if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
-    try:
-        text = Path(path).read_text(encoding='utf-8-sig')
-        t = as_written(pd.read_csv(io.StringIO(text), dtype='string', keep_default_na=False, sep=delimiter(text)))
-    except Exception: raise OctError(f'{path} is no CSV file in UTF-8 with the columns path and split.') from None
-    t = t.rename(columns=lambda c: c.strip().lower()).apply(lambda c: c.str.strip())
-    lacks = [c for c in ('path', 'split') if c not in t]
-    if lacks: raise OctError(f'{path} lacks the column {lacks[0]}: give a CSV file with the columns path and split.')
-    words = dict(zip(SPLITS, SPLITS), val='valid', validation='valid', training='train', testing='test')
-    side = t.split.str.lower().map(words)
-    for row in t[side.isna()].itertuples():
-        raise OctError(f'{path} says {row.split!r} of {row.path}: the column split may hold {", ".join(SPLITS)}.')
-    t = t.assign(split=side, path=t.path.str.replace('\\', '/').str.removeprefix('./')).drop_duplicates()
-    if 'sha256' in t: t['sha256'] = t.sha256.str.lower()
+    t = read_table(path, needs=('path', 'split'))
+    t = t.assign(split=sides_of(t, path).replace('val', 'valid'), path=t.path.map(plain))
+    t = t[[o for o in ('path', 'split', 'reason', 'patient', 'sha256') if o in t]].astype('string').drop_duplicates()
+    if 'sha256' in t: t['sha256'] = t.sha256.str.strip().str.lower().fillna('')
     twice = t.path[t.path.duplicated()].tolist()
     if twice: raise OctError(f'{path} puts {twice[0]} on two sides: remove one of the lines.')
-    return t
+    return t.reset_index(drop=True)
 
 def match_split(df:pd.DataFrame, t:pd.DataFrame)->pd.DataFrame:
-    "The line of a split file for each row of the table, missing where there is none; by path, else SHA-256 and name"
-    got = df[['path']].merge(t, on='path', how='left').set_index(df.index)
+    "The line of a split file for each row of the table, missing where there is none; by path, SHA-256, end of the path"
+    paths = df.path.map(plain)
+    got = paths.to_frame('path').merge(t, on='path', how='left').set_index(df.index)
     rest = got.split.isna() & (df.error == '')
-    if 'sha256' not in t or not rest.any(): return got
-    def key(o): return o.sha256.fillna('').str.lower() + ' ' + o.path.str.rsplit('/', n=1).str[-1]
-    lines = t[~t.path.isin(df.path) & (t.sha256 != '')].assign(key=key).drop_duplicates('key', keep=False)
-    found = key(df).to_frame('key').merge(lines.drop(columns='path'), on='key', how='left').set_index(df.index)
-    got[rest] = found.reindex(columns=got.columns)[rest]
+    if 'sha256' in t and rest.any():
+        def key(o): return o.sha256.fillna('').str.lower() + ' ' + o.path.str.rsplit('/', n=1).str[-1]
+        lines = t[~t.path.isin(paths) & (t.sha256 != '')].assign(key=key).drop_duplicates('key', keep=False)
+        found = key(df.assign(path=paths)).to_frame('key').merge(lines.drop(columns='path'), on='key', how='left')
+        got[rest] = found.set_index(df.index).reindex(columns=got.columns)[rest]
+    rest = got.split.isna()
+    if rest.any(): got[rest] = t.reindex(lines_of(paths, t.path)).set_index(df.index)[rest]
     return got
 
 def load_split(table:pd.DataFrame, path, valid:float=.15, seed:int=42)->pd.DataFrame:
     """Sides as a CSV `path` gives them (columns path, split, perhaps reason and sha256); without validation scans the
-    share `valid` of each class of training is drawn; raises `LeakError` for a leak, `OctError` where no line fits"""
+    share `valid` of each class of training is drawn; patients that no name tells are those of its column patient;
+    raises `LeakError` for a leak, `OctError` where no line fits"""
     name,t = Path(path).name,read_split(path)
-    df = table.reset_index(drop=True).assign(group=components(table))
+    df = table.reset_index(drop=True)
     got = match_split(df, t)
+    if 'patient' in got: df['patient'] = df.patient.astype('string').fillna(got.patient)
+    df['group'] = components(df)
     if got.split.isna().all(): raise OctError(f'{name} names none of the files in this folder: give its own.')
     df['split'] = got.split.fillna('dropped')
     df['reason'] = np.where(df.split == 'dropped', got.get('reason', pd.Series('', df.index)).fillna(''), '')

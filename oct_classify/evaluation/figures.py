@@ -42,17 +42,21 @@ def check_columns(df:pd.DataFrame)->np.ndarray:
 def check_predictions(df:pd.DataFrame)->pd.DataFrame:
     "A table with its columns patient and predicted; raises an `OctError` with the first fault and the row that has it"
     p,k = check_columns(df),classes_of(df)
+    off = abs(p.sum(1)-1)
+    d = next((d for d in (1, 2) if np.allclose(p, p.round(d), rtol=0, atol=1e-9)), 9) # digits after the point
+    room = 1e-2 if np.isin(p, (0, 1)).all() else max(1e-2, len(k)*.5*10.**-d+1e-9) # what rounding can take or add
     faults = {
         'has a missing or infinite probability': ~np.isfinite(p).all(1),
         'has a probability outside 0 to 1': ((p < -1e-6) | (p > 1+1e-6)).any(1),
         f'has a label that is none of {", ".join(k)}, the columns p_…': ~df.label.isin(k).to_numpy(),
-        'has probabilities that do not sum to 1': abs(p.sum(1)-1) > 1e-2}
+        'has probabilities that do not sum to 1': off > room}
     for fault,bad in faults.items():
         if not bad.any(): continue
         i = int(bad.argmax())
         raise OctError(f"{bad.sum()} of {len(df)} predictions can't be used, first row {i+1} ({df.path.iloc[i]}), "
             f"which {fault}: mend these rows or leave them out.")
-    who = df.patient if 'patient' in df else pd.Series([patient(o) for o in df.path], df.index, dtype='Int64')
+    who = df.patient if 'patient' in df else pd.Series([patient(o, k) for o in df.path], df.index, dtype='Int64')
+    if (off > 1e-2).any(): df = df.assign(**{f'p_{c}': p[:,i]/p.sum(1) for i,c in enumerate(k)})
     return df.assign(patient=who.astype('string'), predicted=np.array(k)[p.argmax(1)])
 
 def patients_of(df:pd.DataFrame)->np.ndarray:
@@ -94,7 +98,7 @@ def of_decision(tp, positives, called, n, name:str)->dict:
     "Figures of a yes-no decision from counts: true positives, positives, those called so, and all"
     tn = n-positives-called+tp
     parts = dict(sensitivity=(tp, positives), specificity=(tn, n-positives), ppv=(tp, called), npv=(tn, n-called))
-    return {name.format(m): ratio(a, b) for m,(a,b) in parts.items()}
+    return {name.replace('{}', m, 1): ratio(a, b) for m,(a,b) in parts.items()} # a class may be called {}, too
 
 def from_confusion(c:np.ndarray, classes)->dict:
     "Every figure {name: array (…)} that confusion matrices (…, K, K) of these classes hold; nan where undefined"
@@ -259,7 +263,8 @@ def class_table(figs:dict)->pd.DataFrame:
     "The figures of each class side by side, one a row, and those of the urgent decision"
     names = {m.partition('_')[2]: '{}_'+m.partition('_')[2] for m in figs if m.startswith('sensitivity_')}
     if 'urgent_auc' in figs: names['urgent referral'] = 'urgent_{}'
-    def row(name): return {head: as_text(figs[name.format(m)], name.format(m)) for m,head in OF_CLASS.items()}
+    def cell(name): return as_text(figs[name], name)
+    def row(name): return {head: cell(name.replace('{}', m, 1)) for m,head in OF_CLASS.items()}
     return pd.DataFrame([{'': c} | row(name) for c,name in names.items()])
 
 def plot_confusion(df:pd.DataFrame, ax=None):

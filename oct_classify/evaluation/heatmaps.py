@@ -277,6 +277,7 @@ def explain(
     views = [placed(o, model.config['size'], model.config['view']) for o in stored]
     px = np.stack([v for v,_ in views])
     z = model.logits(px)
+    if np.isnan(z).any(): raise OctError('The model gives no number, as its weights hold none: get another bundle.')
     numbers = z.argmax(1) if target is None else class_numbers(model.classes, target, len(px))
     maps = heat_map(model, px, numbers, method)
     heights = [4*place.shape[0]/place.shape[1]+.75 for _,place in views]

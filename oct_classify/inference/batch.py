@@ -135,10 +135,12 @@ class Parts:
         "The plan that the folder was begun with, or else `plan`, written there"
         at,data,there = self.folder.at,self.folder.read('plan.json'),self.folder.names()
         try: begun = json.loads(data or b'{}')
-        except ValueError: begun = {}
+        except (ValueError, RecursionError): begun = {}
+        if not isinstance(begun, dict): begun = {}
         if data is None and not all(map(is_part_file, there)):
             raise OctError(f'{at} holds other files: choose another folder.')
-        if begun and begun == plan | dict(size=begun.get('size')): return begun
+        size = begun.get('size')
+        if type(size) is int and 0 < size < 2**31 and begun == plan | dict(size=size): return begun
         if data is not None or any(n.startswith('part-') for n in there):
             held = f'parts of {difference(begun, plan)}'
             if not replace: raise OctError(f'{at} holds {held}: choose another folder, or delete it to begin anew.')
@@ -237,6 +239,7 @@ def predict_files(
     address:str|None=None, # with engine ray: of a running cluster, such as auto (a small one on this machine)
     workers:int|None=None, # with engine ray: workers at most (as many as there are CPUs)
     root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (that of the CSV)
+    force:bool=False, # give probabilities and a class where the model would be silent, beside the reason in why
 )->pd.DataFrame: # prediction table
     """Classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs
 
@@ -247,15 +250,17 @@ def predict_files(
     for o in (out, volumes): check_ending(o)
     if engine not in (None, *ENGINES): raise OctError(f'There is no engine {engine!r}: choose {", ".join(ENGINES)}.')
     if engine == 'ray' and out is None: raise OctError('A cluster needs a place to keep what is done: give --out FILE.')
+    if engine == 'ray' and force: raise OctError('A cluster gives no forced answers: leave out --force or the engine.')
     options = {k: v for k,v in dict(engine=engine, int8=int8).items() if v and v != 'ray'} # that were asked for
     if engine == 'ray': t = predict_ray(bundle, paths, f'{out}.parts', address, workers, root=root, **options)
     else:
         scans = scans_of(paths, root)
         model = OctModel.load(bundle, **options)
-        parts = []
+        parts,asked = [],options | dict(force=True) if force else options
         if out: # as in `predict_ray`, so that either can finish what the other began
-            parts = Parts(f'{out}.parts', scans, dict(bundle=bundle_hash(bundle), abstain=True) | options, 1024)
-        t = work_off(parts, model.predict) if len(parts) > 1 else model.predict(scans)
+            parts = Parts(f'{out}.parts', scans, dict(bundle=bundle_hash(bundle), abstain=True) | asked, 1024)
+        def score(scans): return model.predict(scans, force=force)
+        t = work_off(parts, score) if len(parts) > 1 else score(scans)
     write_table(t, out)
     if volumes: write_table(by_volume(t), volumes)
     if out: Folder(f'{out}.parts').clear()

@@ -343,7 +343,7 @@ def read_array(a, last:bool=False, turned:tuple=())->tuple:
         places = dict.fromkeys(axes, slice(None)) | {along: i}
         s = np.asarray(a[tuple(places.get(k, 0) for k in range(len(a.shape)))])
         s = s.T if end in turned else s
-        return s if s.dtype == np.uint8 else stretched(s)
+        return eight_bits(s)
     return n, frame
 
 def array_at(b, at:int, dtype, shape, order:str='C')->np.ndarray:
@@ -617,7 +617,7 @@ def displayed(a:np.ndarray, shown)->np.ndarray:
         if 'VOILUTSequence' in shown: ends = np.array([0, (1 << shown.VOILUTSequence[0].LUTDescriptor[2])-1])
         g = apply_voi_lut(apply_modality_lut(a, shown), shown)
         g = np.rint(np.clip((g-ends.min())/np.ptp(ends), 0, 1)*255).astype(np.uint8)
-    else: g = a if a.dtype == np.uint8 else stretched(a)
+    else: g = eight_bits(a)
     if shown.PhotometricInterpretation == 'MONOCHROME1': g = 255-g
     return np.where(outside, np.uint8(0), g)
 

@@ -7,11 +7,11 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/inputs.html.md""
 # %% auto #0
 __all__ = ['MAX_LINES', 'PROTOCOLS', 'FRAMES', 'PICTURE', 'Scan', 'RecentlyOpened', 'Openable', 'Volume', 'suffix', 'open_zip',
            'Archive', 'member_error', 'walk', 'listed_paths', 'first_line', 'file_system', 'Bucket', 'ending', 'Lister',
-           'scans_of', 'by_volume']
+           'scans_of', 'scans_in', 'held_in', 'names_in', 'image_in', 'by_volume']
 
 # %% ../../nbs/api/inference/inputs.ipynb #0b5b924b
 import csv, io, ntpath, os, re, threading, zipfile
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +285,29 @@ def scans_of(paths, root=None, lists:bool=True)->list:
         if not found: raise OctError(f'{p} names no image file: check the path.')
         for s in found: scans.setdefault(s.name, s)
     return [s for s in scans.values() if s.name not in lister.exported]
+
+# %% ../../nbs/api/inference/inputs.ipynb #c35983ff
+@lru_cache(8)
+def scans_in(file:str, size:int, date:int)->dict:
+    "The scans of a file by name; its size and date tell that it is still the same"
+    return {o.name.removeprefix(printable(file)): o for o in Lister(lists=False).file(file, True)}
+
+def held_in(path)->tuple: # {what follows the name of the file in that of a scan: `Scan`}, what follows in `path`
+    "The scans of the file that a path names; raises `OSError` where it is not there"
+    path,file = os.fspath(path),file_of(path)
+    state = os.stat(file)
+    return scans_in(file, state.st_size, state.st_mtime_ns), path[len(file):]
+
+def names_in(path)->list:
+    "What follows the name of a file in those of its scans: '#0', '#1' … for several, '' for one or none"
+    try: return [o for o in held_in(path)[0] if o[:1] in ('', '#')] or ['']
+    except OSError: return ['']
+
+def image_in(path):
+    "What `prepare` takes of the frame that a path names, or None where its file is a plain picture; raises `OctError`"
+    scans,frame = held_in(path)
+    if frame not in scans: raise OctError('The file holds no scan of that number.')
+    return scans[frame].image() if scans[frame].holder or scans[frame].error else None
 
 # %% ../../nbs/api/inference/inputs.ipynb #053dfb51
 def by_volume(table:pd.DataFrame)->pd.DataFrame:

@@ -251,7 +251,8 @@ def read_study(path)->dict:
     "The statements in a JSON file {key: text}; raises `OctError` where it can't be read"
     try: o = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError: raise OctError(f"{path} can't be read: check the path.") from None
-    except ValueError: raise OctError(f'{path} is no JSON: give one object of keys and sentences.') from None
+    except (ValueError, RecursionError):
+        raise OctError(f'{path} is no JSON: give one object of keys and sentences.') from None
     if not isinstance(o, dict): raise OctError(f'{path} holds no object: give keys and sentences in braces.')
     return with_study({}, o)
 

@@ -78,14 +78,16 @@ def newest(folder, request:dict)->dict|None:
             what = f"The state of training {f} can't be read now ({e.strerror})"
             raise OctError(f'{what}: try again, or begin anew with --no-resume.') from None
         except Exception: continue # damaged
+        if not isinstance(state, dict): continue
         if state.get('request') == request_hash(request): return state
     return None
 
 def noted_threads(folder, n:int)->int:
     "The number of threads that an interrupted training in `folder` began with; else `n`, which is noted"
     note = Path(folder)/'threads'
-    try: return int(note.read_text())
-    except (OSError, ValueError): pass
+    with contextlib.suppress(OSError, ValueError):
+        noted = int(note.read_text())
+        if 1 <= noted <= 1024: return noted
     try:
         make_dir(folder)
         with atomic_write(note) as f: f.write(str(n))

@@ -6,12 +6,12 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md""
 
 # %% auto #0
 __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_threads_after', 'settle_threads', 'class_weights',
-           'oct_learner', 'is_memory_error', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune',
-           'practice_step', 'minutes', 'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable',
-           'input_statistics', 'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
+           'oct_learner', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune', 'practice_step', 'minutes',
+           'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable', 'input_statistics',
+           'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
-import contextlib, ctypes, gc, time, timeit, traceback
+import contextlib, ctypes, gc, statistics, time, timeit, traceback
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from .pack import *
 from .recipes import *
 from ..data.prepare import *
 from ..data.split import check_split
+from ..inference.bundle import is_memory_error
 
 # %% ../../nbs/api/training/learner.ipynb #2ebd472d
 def filled(options:Options, device, net:nn.Module, n_train:int=0)->Options:
@@ -82,11 +83,6 @@ def oct_learner(dls:DataLoaders, net:nn.Sequential, options:Options=Options(), *
     return learn
 
 # %% ../../nbs/api/training/learner.ipynb #5d668cab
-def is_memory_error(e:Exception)->bool:
-    "Does this error say that memory ran out?"
-    if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
-    return isinstance(e, RuntimeError) and any(o in str(e) for o in ("can't allocate memory", 'not enough memory'))
-
 @torch.inference_mode()
 def features(
     net:nn.Sequential, # from `network`
@@ -174,13 +170,17 @@ def minutes(seconds:float)->str:
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
 def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, options:Options):
-    "Say how long the work on so many scans will take, timed on four, and over half an hour what is faster"
+    "Say how long the work on so many scans will take, timed on eight, and over half an hour what is faster"
     net.eval()
-    x = torch.zeros(4, *size, dtype=torch.uint8, device=next(net.parameters()).device)
+    x = torch.zeros(8, *size, dtype=torch.uint8, device=next(net.parameters()).device)
     @torch.no_grad()
     def looking(): net(x).cpu() # waits for a GPU
-    learning = partial(practice_step, net, 4, size, options.precision)
-    look,learn = [min(timeit.repeat(work, number=1, repeat=3))/4 for work in (looking, learning)]
+    learning = partial(practice_step, net, 8, size, options.precision)
+    look = statistics.median(timeit.repeat(looking, number=1, repeat=3))/8
+    cut = FrozenStages(net.body.model, options.frozen) if options.frozen else None
+    if cut: cut.before_fit()
+    learn = statistics.median(timeit.repeat(learning, number=1, repeat=3))/8
+    if cut: cut.after_fit()
     head = 2*look*(n_train+n_other)
     seconds = head + options.epochs*(n_train*learn + n_other*look)
     faster = f'--freeze, the head alone (about {minutes(head)}), or with a smaller --arch'

