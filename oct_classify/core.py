@@ -8,10 +8,11 @@ Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 'IMAGES', 'FORMATS', 'MAX_FILE', 'MAX_PICTURE',
            'MAX_CODED', 'UPRIGHT', 'FORMULAS', 'MAX_LISTING', 'known_classes', 'OctError', 'CheckFailed', 'class_word',
            'scan_name', 'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey',
-           'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'file_of', 'orientation',
-           'open_image', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep', 'atomic_write',
-           'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural', 'delimiter', 'digest',
-           'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
+           'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'file_of', 'is_here',
+           'orientation', 'open_image', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep',
+           'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural',
+           'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells', 'cpu_use',
+           'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -48,7 +49,7 @@ def class_word(name)->str:
 def scan_name(path, classes=())->ScanName|None:
     """What a file name such as `CNV-1016042-3.jpeg`, or that of its copy, `CNV-1016042-3 (1).jpeg`, says; None where it
     does not follow the pattern. A label is made of letters, or is one of `classes`: a date is no patient"""
-    m = re.fullmatch(r'(.+?)-(\d{1,18})-(\d{1,18})(?:(?:[ _(]|-\D).*)?\.\w+', re.split(r'[\\/]', str(path))[-1])
+    m = re.fullmatch(r'(.+?)-(\d{1,18})-(\d{1,18})(?:(?:[ _(]|-\D).*)?\.\w+(?:#.+)?', re.split(r'[\\/]', str(path))[-1])
     if not m: return None
     label = class_word(m[1])
     spelled = re.fullmatch(r'[^\W\d]+(?:[ -][^\W\d]+)*', label) or label in map(class_word, classes)
@@ -156,6 +157,10 @@ def file_of(path)->str:
     path = os.fspath(path)
     while '#' in path and not os.path.lexists(path): path = path.rpartition('#')[0]
     return path
+
+def is_here(folder, path)->bool:
+    "Is the file of a scan, by its path below `folder`, there?"
+    return os.path.isfile(file_of(Path(folder)/path))
 
 UPRIGHT = { # by the orientation in EXIF
     2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1),

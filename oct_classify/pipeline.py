@@ -11,7 +11,7 @@ __all__ = ['TRAITS', 'Request', 'doubtful_tests', 'split_stage', 'process_rank',
            'run_notes', 'about_run', 'test_stage', 'class_names', 'unpacked', 'policy_names', 'run', 'train',
            'Comparison', 'shared_with_training', 'compare_tests', 'made_alike', 'compare', 'demo', 'one_row_per_scan',
            'without_answer', 'read_predictions', 'unmet_scans', 'validation_of', 'predict_folder', 'against_other',
-           'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
+           'at_threshold', 'evaluate', 'download', 'Audit', 'audit', 'export', 'explain']
 
 # %% ../nbs/api/pipeline.ipynb #8cf41be3
 import contextlib, os, shutil, time
@@ -32,6 +32,7 @@ from .data.audit import audit as audit_folder
 from .data.prepare import *
 from .data.scans import *
 from .data.split import *
+from .evaluation.bootstrap import share
 from .evaluation.calibration import fit_temperature
 from .evaluation.comparison import delong, mcnemar, over_seeds, paired
 from .evaluation.decisions import check_prevalence
@@ -269,7 +270,7 @@ TRAITS = dict(
 
 def strata_of(test:pd.DataFrame, data=None, by=(), resamples:int=2000)->pd.DataFrame|None:
     "Figures of a prediction table by strata, as far as the scans in `data` and the columns `by` allow, or None"
-    at_hand = data is not None and len(test) and all((Path(data)/path).is_file() for path in test.path.iloc[[0, -1]])
+    at_hand = data is not None and len(test) and all(is_here(data, o) for o in test.path.iloc[[0, -1]])
     names = list(by)
     if at_hand:
         test = scan_traits(test, data).rename(columns=TRAITS)
@@ -650,6 +651,19 @@ def against_other(test:pd.DataFrame, file, resamples:int)->dict:
     try: return both | dict(delong=delong(other, test) if ours(test) else None)
     except OctError: return both
 
+def at_threshold(test:pd.DataFrame, texts, resamples:int)->list: # at most one sentence
+    "Sensitivity and specificity of urgent referral at a threshold such as 'urgent=0.12'; raises `OctError` for another"
+    asked = thresholds_of(texts)
+    if not asked: return []
+    if list(asked) != ['urgent'] or not set(URGENT) & set(classes_of(test)):
+        raise OctError('Figures are given at a threshold of urgent referral alone: write --threshold urgent=0.12.')
+    disease = test.label.isin(URGENT).to_numpy()
+    said = test[[f'p_{c}' for c in URGENT if f'p_{c}' in test]].sum(axis=1).to_numpy() >= asked['urgent']
+    kw = dict(who=patients_of(test), resamples=resamples)
+    sensitivity,specificity = share(said, disease, **kw),share(~said, ~disease, **kw)
+    return [f'Urgent from {asked["urgent"]:.0%} on: sensitivity {as_text(sensitivity, "sensitivity")}, '
+        f'specificity {as_text(specificity, "specificity")}.']
+
 def evaluate(
     bundle=None, # model bundle: the folder bundle that run or train wrote
     data=None, # folder that holds the class folders, or a table of labels; where it has a test folder, that is used
@@ -668,6 +682,7 @@ def evaluate(
     patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
     root:str|None=None, # of a table of labels: folder that its paths are relative to and may not leave (its own)
     columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
+    threshold:tuple=(), # urgent=0.12: say what urgent referral from that probability on is worth
 )->Evidence:
     """Figures of a bundle on a folder, or of a table of predictions
 
@@ -694,6 +709,7 @@ def evaluate(
         config,data = load_config(bundle),scan_source(data, root, columns, patients)
         test,valid,notes = predict_folder(bundle, data)
         about,name = dict(bundle=str(bundle), folder=str(data)),bundle
+    notes += at_threshold(test, threshold, resamples)
     for line in notes: say(line)
     strata = strata_of(test, data, by, resamples)
     sides = dict(test=test) if valid is None else dict(test=test, valid=valid)

@@ -311,7 +311,7 @@ def quantise(bundle, data, scans:int=128)->dict: # `accuracy`, `accuracy_int8`, 
     c,data = load_config(bundle),Path(data)
     held = load_bundle_table(bundle, c, 'predictions')
     if held is None: raise OctError(f'{bundle} holds no predictions.parquet: use one that oct-classify run wrote.')
-    gone = [o for o in held.path if not (data/o).is_file()]
+    gone = [o for o in held.path if not is_here(data, o)]
     if gone: raise OctError(f'{len(gone):,} scans are not in {data}, first {gone[0]}: give the folder of its training.')
     found = find_scans(data, known_classes(c['classes']))
     found = found[~found.path.isin(held.path) & (found.folder != 'test')].sample(frac=1, random_state=0)[:scans]

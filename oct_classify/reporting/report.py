@@ -232,7 +232,7 @@ def strata_section(m:dict, strata:pd.DataFrame|None)->str:
 def errors_section(test:pd.DataFrame, data)->str:
     "Confusions, top losses, typical and doubtful scans; `data`: folder that the paths are relative to, or None"
     p = check_predictions(test)
-    at_hand = data is not None and any((Path(data)/o).is_file() for o in p.path[:50])
+    at_hand = data is not None and any(is_here(data, o) for o in p.path[:50])
     plots = dict(gallery=confusion_gallery, losses=plot_top_losses, typical=plot_typical) if at_hand else {}
     drawn = {k: plot(p, data) for k,plot in plots.items()}
     pictures = {k: data_uri(fig) for k,fig in drawn.items() if fig is not None}
