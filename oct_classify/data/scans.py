@@ -73,6 +73,8 @@ def our_title(column, named:dict, capitals:bool)->str:
 def titled(t:pd.DataFrame, columns:str, needs)->pd.DataFrame:
     "A table under our titles; `OctError` where one is there twice, or one of `needs` or of `columns` is not there"
     pairs = [o.partition('=') for o in columns.split(',') if o.strip()]
+    if not all(theirs.strip() for *_,theirs in pairs):
+        raise OctError(f"can't be read by --columns {columns}: write it like path=file,label=diagnosis.")
     named = {normalize('NFC', theirs.strip()).casefold(): ours.strip().lower() for ours,_,theirs in pairs}
     theirs = list(map(str, t))
     capitals = not any(o.startswith('p_') for o in theirs)
@@ -130,18 +132,21 @@ def tails(path:str)->list:
     return ['/'.join(o.split('/')[i:]) for o in (path, short) if o for i in range(len(parts))]
 
 def lines_of(paths, listed)->np.ndarray:
-    "For each of `paths` the number of the line of `listed` that names it, -1 where none does"
+    "For each of `paths` the line of `listed`, from 0, that names it or the file that it is a frame of; -1 for none"
     listed,paths = list(map(plain, listed)),list(map(plain, paths))
     whole,ends = {o: i for i,o in enumerate(listed)},{}
-    found = np.array([whole.get(o, -1) for o in paths], int)
+    files = [o if o in whole else re.sub(r'(\.\w+)#[^/]*$', r'\1', o) for o in paths]
+    each = {o: i for i,o in enumerate(dict.fromkeys(files))}
+    found = np.array([whole.get(o, -1) for o in each], int)
     exact = found >= 0
-    if exact.all(): return found
-    for i,o in enumerate(listed):
-        for end in tails(o): ends[end] = i if ends.get(end, i) == i else -1
-    for i in np.flatnonzero(~exact):
-        found[i] = next((whole[o] for o in tails(paths[i]) if o in whole), ends.get(paths[i], -1))
-    line,times = np.unique(found, return_counts=True)
-    return np.where(np.isin(found, line[times > 1]) & ~exact, -1, found)
+    if not exact.all():
+        for i,o in enumerate(listed):
+            for end in tails(o): ends[end] = i if ends.get(end, i) == i else -1
+        for o,i in each.items():
+            if not exact[i]: found[i] = next((whole[end] for end in tails(o) if end in whole), ends.get(o, -1))
+        line,times = np.unique(found, return_counts=True)
+        found[np.isin(found, line[times > 1]) & ~exact] = -1
+    return found[[each[o] for o in files]]
 
 # %% ../../nbs/api/data/scans.ipynb #000cbc07
 ONE = '.jpeg','.jpg','.bmp' # endings of files that hold one picture
