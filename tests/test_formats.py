@@ -67,6 +67,18 @@ def test_a_smaller_copy_in_a_tiff_is_no_scan(tmp_path):
     assert list(answers(tmp_path)) == ['a.tif'] and (answers(tmp_path)['a.tif'] == GREYS[0]).all()
 
 
+def test_deep_pages_are_read_as_pictures_are(tmp_path):
+    "Sixteen bits, perhaps with white as zero, which a copy of a page forgets"
+    deep = [Image.fromarray(g.astype(np.uint16)*257) for g in GREYS]
+    for white in (0, 1):
+        kw = dict(tiffinfo={262: white})
+        deep[0].save(tmp_path/'a.tif', save_all=True, append_images=deep[1:], **kw)
+        for i, s in enumerate(scans_of(tmp_path/'a.tif')):
+            deep[i].save(tmp_path/'one.tif', **kw)
+            assert (read_grey(s.image()) == read_grey(tmp_path/'one.tif')).all()
+        assert (read_grey(tmp_path/'one.tif') == (GREYS[2] if white else 255-GREYS[2])).all()
+
+
 def test_a_damaged_page_costs_its_row(tmp_path):
     b = bytearray(encoded('tiff', GREYS, compression='tiff_lzw'))
     with Image.open(io.BytesIO(b)) as im:
@@ -283,6 +295,21 @@ def test_an_array_of_another_program_is_read(tmp_path):
     got = boxed(tmp_path, files | {'e.h5': b.getvalue(), 'labels.txt': b'1 2 3'})
     assert sorted(got) == [f'{n}#{i}' for n in ('a.npy', 'b.npz', 'c.mat', 'd.mhd', 'e.h5') for i in range(6)]
     assert all((a == volume[int(n[-1])]).all() for n, a in got.items())
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('along', (0, -1))
+def test_nifti_has_its_rows_along_y(tmp_path, order, along):
+    "Axes are x, y and z; where x counts the slices, the array was saved as slices, rows and columns"
+    stack = np.repeat(GREYS, 2, 0).astype(order+'i2')
+    x_first = stack.transpose(2, 1, 0) if along == 0 else stack
+    head = bytearray(struct.pack(order+'i36x8h14xhh', 348, 3, *x_first.shape, 1, 1, 1, 1, 4, 16).ljust(352, b'\0'))
+    struct.pack_into(order+'f', head, 108, 352)
+    head[344:347] = b'n+1'
+    data = bytes(head)+x_first.tobytes(order='F')
+    got = boxed(tmp_path, {'a.nii': data, 'b.NII.GZ': gzip.compress(data)})
+    assert sorted(got) == [f'{n}#{i}' for n in ('a.nii', 'b.NII.GZ') for i in range(6)]
+    assert all((a == stack[int(n[-1])]).all() for n, a in got.items())
 
 
 def test_one_scan_alone_keeps_its_name(tmp_path):

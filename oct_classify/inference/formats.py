@@ -1,4 +1,4 @@
-"""What devices and archives of a hospital export, a volume or a single frame, read slice by slice as greys
+"""What devices, archives of a hospital and programs export, a volume or a single frame, read slice by slice as greys
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/formats.html.md"""
 
@@ -119,7 +119,7 @@ def read_pages(source, name:str):
             if kept[i] < im.tell(): im = Image.open(f, formats=FORMATS) # Pillow can't go back in a PNG
             im.seek(kept[i])
             check_volume(1, im.height, im.width)
-            return read_grey(im)
+            return to_grey(im) if im.format == 'TIFF' else read_grey(im) # a copy forgets that white is zero
     return len(kept), frame
 
 # %% ../../nbs/api/inference/formats.ipynb #08238126
