@@ -6,18 +6,20 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/inputs.html.md""
 
 # %% auto #0
 __all__ = ['MAX_LINES', 'PROTOCOLS', 'FRAMES', 'PICTURE', 'Scan', 'RecentlyOpened', 'Openable', 'Volume', 'suffix', 'open_zip',
-           'Archive', 'member_error', 'walk', 'listed_paths', 'first_line', 'file_system', 'Bucket', 'ending', 'Lister',
-           'scans_of', 'scans_in', 'held_in', 'names_in', 'image_in', 'by_volume']
+           'Archive', 'member_error', 'walk', 'listed_paths', 'as_on_disk', 'first_line', 'file_system', 'Bucket',
+           'ending', 'Lister', 'scans_of', 'scans_in', 'held_in', 'names_in', 'image_in', 'by_volume']
 
 # %% ../../nbs/api/inference/inputs.ipynb #0b5b924b
 import csv, io, ntpath, os, re, threading, zipfile
 from functools import lru_cache, partial
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 
 from ..core import *
+from ..data.scans import decoded
 from .formats import *
 
 # %% ../../nbs/api/inference/inputs.ipynb #01bdde28
@@ -114,6 +116,13 @@ def listed_paths(text:str):
     if 'path' not in titles and any(c in titles[0] for c in './\\:'): yield head[0].strip() # a path, and no title
     for r in rows:
         if any(o.strip() for o in r): yield r[k].strip() if len(r) > k else ''
+
+def as_on_disk(folder, row:str)->str:
+    "The path of a row of a list, in the slashes, letters or code page in which it is there; else as it stands"
+    windows = row.encode('utf-8', 'surrogateescape').decode('cp1252', 'replace')
+    spellings = [f(o) for o in (row, windows) for f in (str, partial(normalize, 'NFC'), partial(normalize, 'NFD'))]
+    spellings += [o.replace('\\', '/') for o in spellings]
+    return str(Path(folder, next((o for o in spellings if os.path.lexists(Path(folder, o))), row)))
 
 MAX_LINES = 2_000_000 # of a list
 PROTOCOLS = ('http', 'https', 's3', 'gs', 'az') # of the addresses that are opened
@@ -247,9 +256,10 @@ class Lister:
         check_bytes(len(text))
         if text.count(b'\n') > MAX_LINES: raise OctError(f'The list has over {MAX_LINES:,} lines: split it.')
         folder = os.path.dirname(name)
-        for number,row in enumerate(listed_paths(text.decode('utf-8-sig', 'surrogateescape')), 1):
+        text = decoded(text) if b'\0' in text[:1000] else text.decode('utf-8-sig', 'surrogateescape')
+        for number,row in enumerate(listed_paths(text), 1):
             far = '://' in row or '::' in row or '://' in folder
-            p = row if far else str(Path(self.root or folder, row))
+            p = row if far else as_on_disk(self.root or folder, row)
             if row: yield from self.safely(self.listed, p, (row, folder))
             else: yield Scan(f'{name}, entry {number}', error=OctError('This line names no path.'))
 
