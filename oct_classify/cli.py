@@ -6,7 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/cli.html.md"""
 
 # %% auto #0
 __all__ = ['PLACED', 'PYTHON_ONLY', 'EPILOG', 'FAULT', 'ISSUES', 'commands', 'Parser', 'whole', 'number', 'option_of',
-           'add_parameter', 'parser', 'verdict', 'libraries_silenced', 'nobody_reads', 'command', 'outcome', 'main']
+           'add_parameter', 'parser', 'verdict', 'own_stderr', 'libraries_silenced', 'nobody_reads', 'command',
+           'outcome', 'main']
 
 # %% ../nbs/api/cli.ipynb #d15d9e32
 import argparse, contextlib, inspect, logging, os, sys, traceback, types, typing, warnings
@@ -136,11 +137,29 @@ def verdict(e:BaseException)->tuple: # sentence, exit code
         f'please report it, with the traceback that --debug shows, at {ISSUES}.'), FAULT
 
 @contextlib.contextmanager
+def own_stderr():
+    "Standard error for what Python says; what C libraries write there by themselves, as libtiff does, goes nowhere"
+    before = sys.stderr
+    try: kept,shared = os.dup(2),before.fileno() == 2
+    except (OSError, ValueError, AttributeError): # it is closed, or a notebook's
+        yield
+        return
+    before.flush()
+    try:
+        with open(os.devnull, 'wb') as null: os.dup2(null.fileno(), 2)
+        if shared: sys.stderr = open(os.dup(kept), 'w', 1, before.encoding, 'backslashreplace')
+        yield
+    finally:
+        sys.stderr = before
+        os.dup2(kept, 2)
+        os.close(kept)
+
+@contextlib.contextmanager
 def libraries_silenced():
     "Neither warnings nor logs of the libraries underneath; and the names of classes and files are no formulas to draw"
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with warnings.catch_warnings(), rc_context({'text.parse_math': False}):
+    with warnings.catch_warnings(), rc_context({'text.parse_math': False}), own_stderr():
         warnings.showwarning = lambda *args, **kwargs: None # filters are changed by libraries
         try: yield
         finally: logging.disable(before)

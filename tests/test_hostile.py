@@ -184,3 +184,32 @@ def test_a_killed_writer_leaves_nothing_for_ever(tmp_path, monkeypatch):
         left = sorted(p.name for p in tmp_path.iterdir())
     assert left == (['.bundle.0123abcd.part', 'bundle'] if os.name != 'nt' else left)
     assert json.dumps([p.name for p in (tmp_path / 'bundle').iterdir()]) == '["y"]'
+
+
+def test_what_c_libraries_write_is_not_shown(tmp_path):
+    "libtiff wrote its own remarks on a damaged file to standard error"
+    from oct_classify.inference.bundle import save_bundle
+    from oct_classify.training.network import network
+
+    config = dict(arch='resnet10t', classes=list(CLASSES), size=[64, 64], view='whole')
+    save_bundle(tmp_path / 'b', network('resnet10t', 4, (64, 64)), config)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99), np.uint8)).save(
+        tmp_path / 'a.tif', compression='tiff_deflate'
+    )
+    data = bytearray((tmp_path / 'a.tif').read_bytes())
+    data[100:2000] = bytes(1900)
+    (tmp_path / 'a.tif').write_bytes(data)
+    Image.new('L', (99, 99)).save(tmp_path / 'b.png')
+    command = [
+        sys.executable,
+        '-m',
+        'oct_classify.cli',
+        'predict',
+        tmp_path / 'b',
+        tmp_path / 'a.tif',
+        tmp_path / 'b.png',
+    ]
+    got = subprocess.run([*command, '--out', tmp_path / 'p.csv'], capture_output=True, text=True)
+    assert (
+        got.returncode == 0 and got.stderr.count('\n') <= 2 and 'ZIP' not in got.stderr and 'No answer to' in got.stderr
+    )
