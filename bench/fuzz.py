@@ -5,7 +5,8 @@
 
 Takes one sound file of each kind (JPEG grey, colour and progressive, PNG of 8 and 16 bits, TIFF, BMP, GIF, WebP,
 DICOM uncompressed, RLE, JPEG and JPEG 2000, single and
-multi-frame, zip, CSV, Zeiss .img, Heidelberg .vol and .e2e, Topcon .fda and .fds, config.json, model.safetensors and
+multi-frame, zip, CSV, Zeiss .img, Heidelberg .vol and .e2e, Topcon .fda and .fds,
+pictures of several pages, .npy, .npz, .mat, HDF5, MetaImage, NIfTI, config.json, model.safetensors and
 model.onnx with its data of a tiny bundle), damages it (bits flipped, cut
 short, heads swapped, spans randomised, chunks doubled, sizes made absurd), and reads it: scans by `scans_of`,
 `image()` and `placed`, bundles by `OctModel.load` and one prediction in each engine
@@ -134,6 +135,29 @@ def topcon(frames, jpeg):
     )
 
 
+def arrays(frames):
+    "The arrays of other programs"
+    import gzip
+    from scipy.io import savemat
+
+    saved = {k: io.BytesIO() for k in ('npy', 'npz', 'mat', 'h5')}
+    np.save(saved['npy'], frames)
+    np.savez_compressed(saved['npz'], images=frames)
+    savemat(saved['mat'], dict(images=np.moveaxis(frames, 0, -1)), do_compression=True)
+    if find_spec('h5py'):
+        import h5py
+
+        with h5py.File(saved['h5'], 'w') as f:
+            f.create_dataset('images', data=frames, compression='gzip', shuffle=True)
+    out = {k: (f'x.{k}', b.getvalue()) for k, b in saved.items() if b.getvalue()}
+    mha = f'DimSize = {frames.shape[2]} {frames.shape[1]} 3\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n'
+    nii = struct.pack('<i36x8h14xhh', 348, 3, *frames.shape[::-1], 1, 1, 1, 1, 2, 8).ljust(108) + struct.pack('<f', 352)
+    nii = nii.ljust(344) + b'n+1\0' + bytes(4) + frames.tobytes()
+    return out | dict(
+        mha=('x.mha', mha.encode() + frames.tobytes()), nii=('x.nii', nii), niigz=('x.nii.gz', gzip.compress(nii))
+    )
+
+
 def packed(files):
     b = io.BytesIO()
     with zipfile.ZipFile(b, 'w', zipfile.ZIP_DEFLATED) as z:
@@ -174,6 +198,7 @@ def sound_scans():
         'fda': ('x.fda', topcon(frames, True)),
         'fds': ('x.fds', topcon(frames, False)),
     }
+    out |= arrays(frames)
     for coding in ('plain', 'rle', 'jpeg', 'j2k'):
         for n in (1, 3):
             if d := dicom(frames[:n], coding):

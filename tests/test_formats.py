@@ -1,7 +1,11 @@
 "Files of devices, archives and programs, as people have them: every slice is a scan, or a sentence says why"
+import gzip
 import io
 import struct
+import sys
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +13,7 @@ import pytest
 from PIL import Image
 
 from oct_classify.core import OctError, read_grey
+from oct_classify.inference import formats
 from oct_classify.inference.formats import heidelberg_float16, stretched
 from oct_classify.inference.inputs import by_volume, scans_of
 
@@ -60,6 +65,18 @@ def test_a_smaller_copy_in_a_tiff_is_no_scan(tmp_path):
     small.encoderinfo = dict(tiffinfo={254: 1})
     Image.fromarray(GREYS[0]).save(tmp_path/'a.tif', save_all=True, append_images=[small])
     assert list(answers(tmp_path)) == ['a.tif'] and (answers(tmp_path)['a.tif'] == GREYS[0]).all()
+
+
+def test_deep_pages_are_read_as_pictures_are(tmp_path):
+    "Sixteen bits, perhaps with white as zero, which a copy of a page forgets"
+    deep = [Image.fromarray(g.astype(np.uint16)*257) for g in GREYS]
+    for white in (0, 1):
+        kw = dict(tiffinfo={262: white})
+        deep[0].save(tmp_path/'a.tif', save_all=True, append_images=deep[1:], **kw)
+        for i, s in enumerate(scans_of(tmp_path/'a.tif')):
+            deep[i].save(tmp_path/'one.tif', **kw)
+            assert (read_grey(s.image()) == read_grey(tmp_path/'one.tif')).all()
+        assert (read_grey(tmp_path/'one.tif') == (GREYS[2] if white else 255-GREYS[2])).all()
 
 
 def test_a_damaged_page_costs_its_row(tmp_path):
@@ -259,3 +276,110 @@ def test_zeiss_lines_have_their_own_size(tmp_path):
     assert len(got) == 2 and got[0].shape == (1024, 1024) and (got[0][-100:, -50:] == 255).all()
     (tmp_path/'P1_Macular Cube 512x128_10-27-2014_OD_sn1_hidef_z.img').write_bytes(line.tobytes()*3)
     assert 'not clear' in list(answers(tmp_path).values())[0]
+
+
+def test_an_array_of_another_program_is_read(tmp_path):
+    "Public sets come as .mhd, .mat, NIfTI, .npy and HDF5; each was 'not an image', and a folder of them held no scan"
+    scipy_io, h5py = pytest.importorskip('scipy.io'), pytest.importorskip('h5py')
+    volume = np.repeat(GREYS, 2, 0)
+    files = {'d.raw': volume.tobytes(), 'd.mhd':
+        b'NDims = 3\r\nDimSize = 64 48 6\r\nElementType = MET_UCHAR\r\nElementDataFile = d.raw\r\n'}
+    for n, save in {
+        'a.npy': lambda f: np.save(f, volume), 'b.npz': lambda f: np.savez_compressed(f, y=np.arange(9), images=volume),
+        'c.mat': lambda f: scipy_io.savemat(f, dict(images=np.moveaxis(volume, 0, -1)), do_compression=True),
+    }.items():
+        save(b := io.BytesIO())
+        files[n] = b.getvalue()
+    b = io.BytesIO()
+    with h5py.File(b, 'w') as f: f.create_dataset('x/images', data=volume, chunks=(1, 20, 30), compression='gzip')
+    got = boxed(tmp_path, files | {'e.h5': b.getvalue(), 'labels.txt': b'1 2 3'})
+    assert sorted(got) == [f'{n}#{i}' for n in ('a.npy', 'b.npz', 'c.mat', 'd.mhd', 'e.h5') for i in range(6)]
+    assert all((a == volume[int(n[-1])]).all() for n, a in got.items())
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('along', (0, -1))
+def test_nifti_has_its_rows_along_y(tmp_path, order, along):
+    "Axes are x, y and z; where x counts the slices, the array was saved as slices, rows and columns"
+    stack = np.repeat(GREYS, 2, 0).astype(order+'i2')
+    x_first = stack.transpose(2, 1, 0) if along == 0 else stack
+    head = bytearray(struct.pack(order+'i36x8h14xhh', 348, 3, *x_first.shape, 1, 1, 1, 1, 4, 16).ljust(352, b'\0'))
+    struct.pack_into(order+'f', head, 108, 352)
+    head[344:347] = b'n+1'
+    data = bytes(head)+x_first.tobytes(order='F')
+    got = boxed(tmp_path, {'a.nii': data, 'b.NII.GZ': gzip.compress(data)})
+    assert sorted(got) == [f'{n}#{i}' for n in ('a.nii', 'b.NII.GZ') for i in range(6)]
+    assert all((a == stack[int(n[-1])]).all() for n, a in got.items())
+
+
+def test_one_scan_alone_keeps_its_name(tmp_path):
+    for n, a in {'a.npy': GREYS[0], 'b.npy': GREYS[:1]}.items(): np.save(tmp_path/n, a)
+    np.save(tmp_path/'c.npy', GREYS[0].astype(np.float32)/255)
+    got = answers(tmp_path)
+    assert list(got) == ['a.npy', 'b.npy', 'c.npy'] and all((a == GREYS[0]).all() for a in list(got.values())[:2])
+    assert np.abs(got['c.npy']-GREYS[0].astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize('a, word', [
+    (np.zeros((48, 64, 3), np.uint8), 'not clear'),
+    (np.zeros((90, 40, 50), np.uint8), 'not clear'),
+    (np.arange(500), 'no array'),
+    (np.zeros((3, 48, 64), bool), 'no array'),
+    (np.zeros((3, 48, 64), complex), 'no array'),
+    (np.zeros((2, 3, 48, 64), np.uint8), 'no array'),
+    (np.zeros((3, 48, 8), np.uint8), 'claims slices of 8x48'),
+])
+def test_an_array_that_is_no_stack_says_so(tmp_path, a, word):
+    np.save(tmp_path/'a.npy', a)
+    assert word in answers(tmp_path)['a.npy']
+
+
+def test_an_array_of_objects_is_never_unpickled(tmp_path):
+    class Evil:
+        def __reduce__(self): return Path.touch, (tmp_path/'ran',)
+    np.save(tmp_path/'a.npy', np.array([[Evil()]*40]*40), allow_pickle=True)
+    np.savez(tmp_path/'b.npz', images=np.array([[Evil()]*40]*40))
+    assert all('no array' in o for o in answers(tmp_path).values()) and not (tmp_path/'ran').exists()
+
+
+def test_arrays_that_swell_are_refused(tmp_path, monkeypatch):
+    "What is said of the size is checked before, and what is unpacked is counted"
+    h5py = pytest.importorskip('h5py')
+    head = b'DimSize = 64 48 3\nElementType = MET_UCHAR\n'
+    (tmp_path/'a.mha').write_bytes(head.replace(b'64 48 3', b'64000 48000 9999')+b'ElementDataFile = LOCAL\n')
+    (tmp_path/'b.mha').write_bytes(head+b'CompressedData = True\nElementDataFile = LOCAL\n'+zlib.compress(bytes(2<<20)))
+    (tmp_path/'c.nii.gz').write_bytes(gzip.compress(bytes(2<<20)))
+    kind = struct.pack('<2I', 15, len(packed := zlib.compress(bytes(2<<20))))
+    (tmp_path/'d.mat').write_bytes(b'MATLAB 5.0'.ljust(126)+b'IM'+kind+packed)
+    kind = struct.pack('>2I', 15, len(packed))
+    (tmp_path/'e.mat').write_bytes(b'MATLAB 5.0'.ljust(126)+b'MI'+kind+packed)
+    with h5py.File(tmp_path/'f.h5', 'w') as f:
+        d = f.create_dataset('images', (3, 48, 64), 'u1', chunks=(3, 48, 64), compression='gzip')
+        d.id.write_direct_chunk((0, 0, 0), packed)
+    with h5py.File(tmp_path/'g.h5', 'w') as f:
+        (tmp_path/'secret').write_bytes(bytes(range(256))*36)
+        f.create_dataset('images', (3, 48, 64), 'u1', external=[(str(tmp_path/'secret'), 0, 3*48*64)])
+    with zipfile.ZipFile(tmp_path/'h.npz', 'w', zipfile.ZIP_DEFLATED) as z:
+        np.save(b := io.BytesIO(), np.zeros((300, 200, 200), np.uint8))
+        z.writestr('a.npy', b.getvalue())
+    monkeypatch.setattr(formats, 'MAX_FILE', 1 << 20)
+    monkeypatch.setattr(formats.inflated, '__defaults__', (15, 1 << 20))
+    got = {k.partition('#')[0]: v for k, v in answers(tmp_path).items()}
+    assert len(got) == 8 and all(isinstance(o, str) for o in got.values()), got
+    assert 'cut short' in got['a.mha'] and 'no array' in got['g.h5'] and 'would unpack' in got['h.npz']
+    assert all('at most' in got[k] for k in ('b.mha', 'c.nii.gz', 'd.mat', 'e.mat', 'f.h5')), got
+
+
+def test_metaimage_stays_in_its_folder(tmp_path):
+    (tmp_path/'inner').mkdir()
+    (tmp_path/'x.raw').write_bytes(GREYS.tobytes())
+    head = 'DimSize = 64 48 3\nElementType = MET_UCHAR\nElementDataFile = {}\n'
+    for n, at in {'a.mhd': '../x.raw', 'b.mhd': str(tmp_path/'x.raw')}.items():
+        (tmp_path/'inner'/n).write_text(head.format(at))
+    assert all('No such file' in o for o in answers(tmp_path/'inner').values())
+
+
+def test_hdf5_needs_its_extra(tmp_path, monkeypatch):
+    (tmp_path/'a.h5').write_bytes(b'\x89HDF')
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    assert answers(tmp_path)['a.h5'] == "Reading it needs h5py: pip install 'oct_classify[formats]'."

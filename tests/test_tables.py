@@ -238,3 +238,22 @@ def test_audit_warns_of_greys_that_fill_a_sliver(tmp_path):
         p.unlink()
     said = [str(o) for o in remarks(examine(d, tmp_path)[0])]
     assert len(said) == 1 and 'Half of the DME scans use' in said[0]
+
+
+def test_a_list_of_paths_as_others_write_it(tmp_path):
+    "Backslashes, UTF-16, a Windows code page and letters in two pieces: `predict` found none of these files"
+    from unicodedata import normalize
+    from oct_classify.inference.inputs import scans_of
+
+    (tmp_path / 'scans').mkdir()
+    for name in ('a.png', 'Müller.png'):
+        Image.new('L', (40, 40)).save(tmp_path / 'scans' / name)
+    for text, code in (
+        (r'path\nscans\a.png', 'utf-8'),
+        (r'path\nscans\Müller.png', 'cp1252'),
+        ('path\nscans/Müller.png', 'utf-16'),
+        (normalize('NFD', 'path\nscans/Müller.png'), 'utf-8'),
+    ):
+        (tmp_path / 'list.csv').write_bytes(text.replace(r'\n', '\n').encode(code))
+        (scan,) = scans_of(tmp_path / 'list.csv')
+        scan.image()
