@@ -13,7 +13,7 @@ __all__ = ['MAX_TABLE', 'TABLES', 'TEXTS', 'NOTHING', 'ONE', 'JUNK', 'SIDE_WORDS
            'kept_table']
 
 # %% ../../nbs/api/data/scans.ipynb #728a4a86
-import contextlib, hashlib, io, os, re
+import contextlib, hashlib, io, os, re, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -89,18 +89,26 @@ def titled(t:pd.DataFrame, columns:str, needs)->pd.DataFrame:
 
 def csv_table(path, columns:str='', needs=())->pd.DataFrame:
     "A CSV as spreadsheets of either half of the world write them"
-    text = decoded(read_file(path))
+    text = decoded(read_file(path)).lstrip('\r\n')
     if '\0' in text: raise ValueError('This is no text.')
     if text[:4].lower() == 'sep=': sep,text = text[4],text.partition('\n')[2]
     else: sep = delimiter(text)
-    def read(**kw): return pd.read_csv(io.StringIO(text), sep=sep, keep_default_na=False, skipinitialspace=True, **kw)
-    first = read(header=None, nrows=1, dtype=str).iloc[0]
+    kinds = dict(sep=sep, header=None, keep_default_na=False, skipinitialspace=True)
+    first = pd.read_csv(io.StringIO(text), nrows=1, dtype=str, **kinds).iloc[0]
     head = list(titled(pd.DataFrame(columns=[o or f'column {i+1}' for i,o in enumerate(first)]), columns, needs))
-    kinds = dict(names=head, header=0, index_col=False, dtype={o: str for o in TEXTS if o in head},
+    kinds |= dict(names=[*head, '\0'], skiprows=1, index_col=False, dtype={o: str for o in (*TEXTS, '\0')},
         na_values={o: NOTHING for o in head if o not in TEXTS})
-    t = read(**kinds)
-    numeric = all(o.kind in 'fi' for o in t.filter(regex='^p_').dtypes)
-    t = as_written(t if sep == ',' or numeric else read(decimal=',', **kinds))
+    def read(decimal):
+        t = pd.read_csv(io.StringIO(text), decimal=decimal, **kinds)
+        if (t.pop('\0').fillna('').str.strip() != '').any(): raise pd.errors.ParserError
+        return t
+    try:
+        with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): # of cells that would be lost
+            t = read('.')
+            if sep != ',' and any(o.kind not in 'fi' for o in t.filter(regex='^p_').dtypes): t = read(',')
+    except (pd.errors.ParserError, pd.errors.ParserWarning):
+        raise OctError(f'has a row with more cells than titles: put quotes about text that holds {sep!r}.') from None
+    t = as_written(t)
     return t[~(t.isna() | (t == '')).all(axis=1)].reset_index(drop=True) # spreadsheets add empty rows
 
 def read_table(path, columns:str='', needs=())->pd.DataFrame:
