@@ -109,7 +109,7 @@ def table(out):
                 d=(p.predicted == p.label).to_numpy(float) - (b.predicted == b.label).to_numpy(float),
             )
         )
-        g = d.groupby('patient').d.agg(['sum', 'count']).to_numpy()
+        g = d.groupby('patient', sort=False).d.agg(['sum', 'count']).to_numpy()
         w = np.random.default_rng(0).multinomial(len(g), np.full(len(g), 1 / len(g)), 5000)
         low, high = np.quantile((w @ g[:, 0]) / (w @ g[:, 1]), (0.025, 0.975)) * 100
         rows.append(

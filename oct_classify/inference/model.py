@@ -192,7 +192,7 @@ class OctModel:
 # %% ../../nbs/api/inference/model.ipynb #757dc7f3
 def label_of(name:str, classes)->str:
     "The class folder that a path lies in, or what its scan name says; '' where neither does"
-    parent,parts = Path(name).parent.name.strip().upper(),scan_name(name)
+    parent,parts = class_word(Path(name).parent.name),scan_name(name, classes)
     if parent in classes: return parent
     return parts.label if parts and parts.label in classes else ''
 
@@ -216,7 +216,7 @@ def prediction_table(
     scans = [re.sub(r'#\d+$', '', n) for n in names] # without the numbers of slices
     return pd.DataFrame(dict(
         path=pd.array(list(names), dtype=object), label=[label_of(o, classes) for o in scans],
-        patient=pd.array([patient(o) for o in scans], dtype='Int64'),
+        patient=pd.array([patient(o, classes) for o in scans], dtype='Int64'),
         **{f'p_{c}': p[:,i] for i,c in enumerate(classes)},
         predicted=np.where(known & (force | ~unsure), classes[q.argmax(1)], '').astype(object),
         confidence=np.where(known, confidence, np.nan),
@@ -306,14 +306,15 @@ def training_looks(
 # %% ../../nbs/api/inference/model.ipynb #149e0aa5
 def quantise(bundle, data, scans:int=128)->dict: # `accuracy`, `accuracy_int8`, and `same`, the share of equal answers
     "Write `model.int8.onnx` by `scans` training scans in `data`, measure its cost; raises `OctError` where scans lack"
-    from oct_classify.data.scans import find_scans
+    from oct_classify.data.scans import find_scans, scan_source
     from oct_classify.evaluation.bootstrap import share
-    c,data = load_config(bundle),Path(data)
+    c,source = load_config(bundle),scan_source(data)
+    data = source.root
     held = load_bundle_table(bundle, c, 'predictions')
     if held is None: raise OctError(f'{bundle} holds no predictions.parquet: use one that oct-classify run wrote.')
     gone = [o for o in held.path if not is_here(data, o)]
     if gone: raise OctError(f'{len(gone):,} scans are not in {data}, first {gone[0]}: give the folder of its training.')
-    found = find_scans(data, known_classes(c['classes']))
+    found = find_scans(source, known_classes(c['classes']))
     found = found[~found.path.isin(held.path) & (found.folder != 'test')].sample(frac=1, random_state=0)[:scans]
     px,whys = prepare_many([data/o for o in found.path], c['size'], c['view'])
     add_int8(bundle, px[[not w for w in whys]])
