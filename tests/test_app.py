@@ -301,6 +301,7 @@ def test_a_page_that_goes_ends_its_kernel_and_its_files(page, bundle, scans, tmp
         assert not scans_kept(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kernel_without_a_page_ends_and_one_with_a_page_stays(page, bundle, scans, tmp_path):
     with own_page(page, bundle, tmp_path, 'a.ABANDONED = 5') as (p, url):
         kept = kernels(p)
@@ -333,7 +334,7 @@ def test_a_killed_kernel_takes_its_files_along_and_the_page_says_so(page, bundle
 
 
 @posix
-@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM'])
+@pytest.mark.parametrize('name', [pytest.param('SIGHUP', marks=pytest.mark.slow), 'SIGTERM'])
 def test_a_signal_ends_kernels_and_files_and_the_page_says_so(name, page, bundle, scans, tmp_path):
     with own_page(page, bundle, tmp_path) as (p, _):
         page.send('Upload a scan', scans / 'CNV-5-1.png')
@@ -346,6 +347,7 @@ def test_a_signal_ends_kernels_and_files_and_the_page_says_so(name, page, bundle
 
 
 @posix
+@pytest.mark.slow
 def test_what_a_killed_app_left_is_swept_by_the_next(page, bundle, scans, tmp_path):
     with own_page(page, bundle, tmp_path) as (p, _):
         page.send('Upload a scan', scans / 'CNV-5-1.png')

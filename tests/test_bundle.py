@@ -110,6 +110,7 @@ def test_whoever_gets_a_bundle_may_read_all_of_it(exported, tmp_path):
     assert {stat.S_IMODE(f.stat().st_mode) for f in b.iterdir()} == {usual}
 
 
+@pytest.mark.slow
 def test_a_bundle_says_nothing_of_where_it_was_made(exported, tmp_path, cli, root):
     "Stack traces of the exporter and the path of a weights file went with a bundle"
     import safetensors.torch
@@ -342,6 +343,7 @@ def test_libraries_keep_their_remarks(cli, plain, monkeypatch):
     assert cli('predict', plain, 'a.png')[2] == 'oct-classify: Enough.\n'
 
 
+@pytest.mark.slow
 def test_a_class_may_be_called_anything(tmp_path, cli, no_onnx):
     "A brace in the name of a class ended with code 70 after the training"
     from oct_classify.phantoms.phantom import phantom_folder

@@ -74,6 +74,7 @@ def test_a_table_trains_what_names_train(cli, no_onnx, tmp_path):
     assert code == 2 and 'lacks the column path: it has Datei, Diagnose, Person' in err
 
 
+@pytest.mark.slow
 def test_classes_called_2_and_na(cli, no_onnx, tmp_path):
     d = phantom_folder(tmp_path / 'd', 4, 0, 0, shape=(64, 64), classes=('CNV', 'NORMAL'))
     for p in sorted(d.glob('train/*')):
