@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pandas as pd
+import pytest
 from oct_classify.core import digest
 from oct_classify.inference.bundle import load_config
 from oct_classify.phantoms.phantom import phantom_folder
