@@ -111,3 +111,13 @@ def test_the_archive_itself(cli, tmp_path):
     (tmp_path/'scans.zip').write_bytes(b'another')
     code, _, said = cli('audit', tmp_path/'scans.zip', '--out', tmp_path/'out')
     assert code == 2 and 'already there' in said
+
+
+def test_a_row_may_name_one_slice(tables, tmp_path):
+    "A labels table that named `eye.vol#1` was read as one that names slices of this slice"
+    for kind in ('vol', 'tiff'):
+        t = pd.read_csv(tables[kind])
+        pd.concat([t[:1].assign(path=t.path[0]+'#1'), t[1:2]]).to_csv(tables[kind].parent/'one.csv', index=False)
+        found = scan_table(tables[kind].parent/'one.csv', CLASSES)
+        assert (found.error == '').all()
+        assert found.path.tolist() == [f'{t.path[0]}#1', *(f'{t.path[1]}#{i}' for i in range(3))]

@@ -309,9 +309,10 @@ def held_in(path)->tuple: # {what follows the name of the file in that of a scan
     return scans_in(file, state.st_size, state.st_mtime_ns), path[len(file):]
 
 def names_in(path)->list:
-    "What follows the name of a file in those of its scans: '#0', '#1' … for several, '' for one or none"
-    try: return [o for o in held_in(path)[0] if o[:1] in ('', '#')] or ['']
+    "What is to follow a path so that it names one scan: '#0', '#1' … of a file with several, '' where it does"
+    try: scans,frame = held_in(path)
     except OSError: return ['']
+    return [''] if frame else [o for o in scans if o[:1] in ('', '#')] or ['']
 
 def image_in(path):
     "What `prepare` takes of the frame that a path names, or None where its file is a plain picture; raises `OctError`"
