@@ -159,13 +159,14 @@ E2E_ENTRY = np.dtype(dict(formats=['<u4']*4+['<i4']*4+['<u2']*2+['<u4']*2,
 
 def e2e_directory(b, skip:int)->np.ndarray:
     "The directory of an E2E file, from its last block back to its first"
-    blocks = {} # place → entries
+    blocks,total = {},0 # place → entries
     at, = unpack_at(b, skip+36+40, '<I')
     while at and at not in blocks and len(blocks) < 100_000: # a damaged chain may bite its tail
         n,_,before = unpack_at(b, at+skip+36, '<3I')
         if n > 100_000 or at+skip+52+44*n > len(b): raise OctError(CUT_SHORT)
         blocks[at] = np.frombuffer(b[at+skip+52:at+skip+52+44*n].tobytes(), E2E_ENTRY)
-        if 44*sum(map(len, blocks.values())) > len(b): raise OctError(CUT_SHORT) # they lie in one another
+        total += n
+        if 44*total > len(b): raise OctError(CUT_SHORT) # they lie in one another
         at = before
     return np.concatenate([*blocks.values()]) if blocks else np.zeros(0, E2E_ENTRY)
 

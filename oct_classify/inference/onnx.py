@@ -99,7 +99,8 @@ def strange_parts(path)->str:
     "What a file of ONNX holds that no network here has, in a few words; '' where it is as it should be"
     most = MAX_INT8 if '.int8.' in Path(path).name else MAX_GRAPH
     if Path(path).stat().st_size > most: return f'more than {amount(most)}'
-    graphs = nested(Path(path).read_bytes(), 7) # the numbers are those of onnx.proto
+    model = Path(path).read_bytes()
+    graphs = nested(model, 7) # the numbers are those of onnx.proto
     nodes = [o for g in graphs for o in nested(g, 1)]
     if len(nodes) > MAX_NODES: return f'{len(nodes):,} operations'
     odd = {o.decode() for n in nodes for o in nested(n, 4)} - OPERATORS
@@ -107,7 +108,7 @@ def strange_parts(path)->str:
     inner = [o for n in nodes for a in nested(n, 5) for k in (6, 11, 22, 23) for o in nested(a, k)]
     stored = [e for g in graphs for e in nested(g, 5, 13)]
     files = {f for e in stored if nested(e, 1) == [b'location'] for f in nested(e, 2)}
-    own = [o for k in (20, 25) for o in nested(Path(path).read_bytes(), k)] + [o for g in graphs for o in nested(g, 15)]
+    own = [o for k in (20, 25) for o in nested(model, k)] + [o for g in graphs for o in nested(g, 15)]
     others = {o for n in nodes for o in nested(n, 7)} - {b'', b'ai.onnx'} | files - {b'model.onnx.data'}
     return 'loops, functions or files of its own' if inner or own or others else ''
 
