@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/oct-classify demo
 
 test: notebooks pytest
-	@echo 'Left out, as they take long: pytest -m slow, cells under "#| slow", nbs/tutorials; make test-slow runs them, make test-all everything.'
+	@echo 'Left out, as they take long: pytest -m slow, cells under "#| slow", the lessons; make test-slow runs them, make test-all everything.'
 
 test-all: test test-slow
 
@@ -32,14 +32,14 @@ notebooks pytest test-slow: export OMP_NUM_THREADS := 1
 notebooks test-slow: export PYTHONWARNINGS := ignore:`torch.jit.script`:FutureWarning
 
 notebooks: $(READY)
-	$(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-folder-re '^([_.]|tutorials)' nbs
+	$(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-file-re '^([_.]|colab|\d_)' nbs
 
 pytest: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
-	for n in nbs/tutorials/*.ipynb $$(grep -rl --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '"#| slow' nbs/api); do $(BIN)/nbdev-test --n-workers 0 --flags slow --timing $$n || exit 1; done
+	for n in nbs/[1-9]_*.ipynb nbs/colab.ipynb $$(grep -rl --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '"#| slow' nbs/api); do $(BIN)/nbdev-test --n-workers 0 --flags slow --timing $$n || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check

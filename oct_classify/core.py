@@ -10,9 +10,9 @@ __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 
            'scan_name', 'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey',
            'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'file_of', 'is_here',
            'orientation', 'open_image', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep',
-           'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'say', 'progress', 'plural',
-           'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells', 'cpu_use',
-           'spare_cores', 'ahead']
+           'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'heard', 'say', 'progress',
+           'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells',
+           'cpu_use', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -22,7 +22,8 @@ from itertools import islice
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
+from fastcore.imports import ipython_shell
+from tqdm import tqdm
 
 # %% ../nbs/api/core.ipynb #f1a3c250
 from unicodedata import normalize
@@ -307,13 +308,19 @@ def one_line(text)->str:
     "Text for a terminal: control characters, as a file name may hold them, are shown and not obeyed"
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
+def heard():
+    "The stream for what is said to the person who waits: standard error, or in a notebook standard output"
+    return sys.stdout if hasattr(ipython_shell(), 'kernel') else sys.stderr
+
 def say(*args):
-    "One line for the person who waits, on standard error; nothing when `quiet`"
-    if not _quiet: print(one_line(' '.join(map(str, args))), file=sys.stderr, flush=True)
+    "One line for the person who waits, see `heard`; nothing when `quiet`"
+    if not _quiet: print(one_line(' '.join(map(str, args))), file=heard(), flush=True)
 
 def progress(it=None, total:int|None=None, desc:str='', **kwargs):
     "`it` with tqdm's progress bar where a person watches; without `it`, its method `update` moves the bar"
-    return tqdm(it, total=total, desc=desc, leave=False, disable=True if _quiet else None, **kwargs)
+    stream = heard()
+    unseen = _quiet or stream is sys.stderr and not stream.isatty()
+    return tqdm(it, total=total, desc=desc, leave=False, disable=unseen, file=stream, **kwargs)
 
 def plural(n:int, one:str, many:str|None=None)->str:
     "A count with its word: '1 scan', '2,000 scans'; `many` is what others are called, by default with an s"
@@ -328,13 +335,16 @@ def digest(path, kind:str='sha256')->str:
     with open(check_file(path, sys.maxsize), 'rb') as f: return hashlib.file_digest(f, kind).hexdigest()
 
 def secret(name:str)->str|None:
-    "The secret `name` from the environment or from Colab's userdata, or None"
+    "The secret `name` from the environment or Colab's userdata, or None; `OctError` where Colab withholds it"
     value = os.environ.get(name, '').strip()
     if value: return value
     try:
         from google.colab import userdata
         return userdata.get(name).strip() or None
-    except Exception: return None # not on Colab, no such secret, or this notebook may not see it
+    except Exception as e: # not on Colab, or no such secret, or one that is switched off for this notebook
+        if type(e).__name__ != 'NotebookAccessError': return None
+    raise OctError(f'Colab holds the secret {name} but keeps it from this notebook: click the key in the left margin '
+        'and switch on its notebook access.')
 
 # %% ../nbs/api/core.ipynb #08da8a79
 FORMULAS = ('=', '+', '-', '@', '\t', '\r') # with which a cell of a spreadsheet begins that is run
