@@ -146,6 +146,32 @@ def test_planted_notebook_faults_are_found(copy):
     assert len(faults(nb, copy)) == 7
 
 
+CHECK = re.compile(r'\b(?:assert\b|ExceptionExpected\(|test_(?:eq|ne|fail|close|stdout|warns)\()')
+
+
+def long_checks(root):
+    "Cells that show a reader of the API pages over ten lines of checks: an example is shorter, the rest is hidden"
+    out = []
+    for nb in sorted((root/'nbs/api').rglob('*.ipynb')):
+        for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
+            lines = [o for o in ''.join(c['source']).splitlines() if o.strip()]
+            seen = c['cell_type'] == 'code' and not any(re.match(r'#\| *(?:hide|export)', o) for o in lines)
+            if seen and len(lines) > 10 and CHECK.search('\n'.join(lines)):
+                out.append(f'{nb.name}: {c["id"]}')
+    return out
+
+
+def test_checks_on_pages_are_short(root, copy):
+    assert long_checks(root) == []
+    nb = copy/'nbs/api/data/split.ipynb'
+    o = json.loads(nb.read_text(encoding='utf-8'))
+    cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[])
+    many = ['test_eq(1, 1)\n']*11
+    o['cells'] += [dict(cell, id='seen', source=many), dict(cell, id='unseen', source=['#| hide\n', *many])]
+    nb.write_text(json.dumps(o), encoding='utf-8')
+    assert long_checks(copy) == ['split.ipynb: seen']
+
+
 def unpublishable(root):
     "Why nbdev-docs could not finish: it moves the Markdown that Quarto keeps beside each page"
     html = yaml.safe_load((root/'nbs/_quarto.yml').read_text(encoding='utf-8'))['format']['html']
