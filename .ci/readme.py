@@ -41,7 +41,7 @@ def page(m, docs):
 
 def relink(md, docs):
     md = re.sub(r'\]\(((?:\w+/)+)?(\w+)\.(?:ipynb|qmd)(#[\w-]+)?\)', lambda m: page(m, docs), md)
-    return re.sub(r'\]\(images/', '](nbs/images/', md)
+    return re.sub(r'(\]\(|src=")images/', r'\1nbs/images/', md)
 
 
 def readme():
