@@ -12,7 +12,6 @@ from importlib import import_module
 import pytest
 import yaml
 from fastcore.basics import AttrDict
-from nbdev.doclinks import NbdevLookup
 
 OPTIONS = '''--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync'''.split()
@@ -111,6 +110,23 @@ def misread(root):
     return out
 
 
+def emptied(root):
+    "Pages that show real scans where OCT_DATA names some, yet do not say so, or were stored where there were none"
+    out = []
+    for page in (p for p in pages(root) if p.suffix == '.ipynb'):
+        code = [c for c in json.loads(page.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+        src = [''.join(c['source']) for c in code]
+        if not any(re.search(r"^real = os\.environ\.get\('OCT_DATA'\)|^if names\.exists", s, re.M) for s in src):
+            continue
+        if 'OCT_DATA' not in prose(page):
+            out.append(f'{page.name} does not say that it needs OCT_DATA')
+        for cell, s in zip(code, src):
+            shows = re.search(r'^if (?:real|\w+\.exists\(\)):.*\b(?:display|print)\(', s, re.M | re.S)
+            if shows and '#| hide' not in s and not cell['outputs']:
+                out.append(f'{page.name} was stored without real scans: {shows[0][:30]!r}')
+    return out
+
+
 def badges(root):
     "Links of README into the docs site that no page answers"
     docs = re.findall(
@@ -173,6 +189,7 @@ def test_no_output_fetches_anything(root): assert foreign(root) == []
 def test_what_is_exported_says_what_it_is(root): assert nameless(root) == []
 def test_library_is_folded_by_stage(root): assert unsorted(root) == []
 def test_prose_is_shown_as_it_is_meant(root): assert misread(root) == []
+def test_pages_keep_what_real_scans_showed(root): assert emptied(root) == []
 def test_site_says_what_it_is(root): assert 'OCT' in website(root)['description']
 
 
@@ -239,6 +256,17 @@ def test_planted_faults_of_form_are_found(copy):
     assert 'navbar names howto.qmd' in broken(copy)
 
 
+def test_planted_page_without_its_real_scans_is_found(copy):
+    page = copy / 'nbs/api/data/audit.ipynb'
+    o = json.loads(page.read_text(encoding='utf-8'))
+    next(c for c in o['cells'] if ''.join(c['source']).startswith('if real: display(plot_means'))['outputs'] = []
+    text = json.dumps(o)
+    page.write_text(text, encoding='utf-8')
+    assert emptied(copy) == ["audit.ipynb was stored without real scans: 'if real: display('"]
+    page.write_text(text.replace('`OCT_DATA`', 'it'), encoding='utf-8')
+    assert 'audit.ipynb does not say that it needs OCT_DATA' in emptied(copy)
+
+
 def docs_cell(text, **kwargs):
     "A cell as nbdev hands it over"
     output = AttrDict(data=AttrDict({'text/markdown': text}))
@@ -246,9 +274,11 @@ def docs_cell(text, **kwargs):
 
 
 def test_signatures_are_shown_as_written(root, monkeypatch):
+    lookup = pytest.importorskip('nbdev.doclinks').NbdevLookup()
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(root)
     name, = tomllib.loads((root / 'pyproject.toml').read_text(encoding='utf-8'))['tool']['nbdev']['doc_procs']
+    assert 'PYTHONPATH: .' in (root / '.github/workflows/deploy.yaml').read_text(encoding='utf-8')  # else not found
     module, function = name.split(':')
     mend = getattr(import_module(module), function)
     cell = docs_cell(
@@ -266,12 +296,12 @@ def test_signatures_are_shown_as_written(root, monkeypatch):
     assert '# of the head at its peak' in recipe.outputs[0].data['text/markdown']  # a field of Options
     from nbs._docs import WORDS
 
-    assert [w for w in WORDS if not NbdevLookup()[w]] == []  # a word that names no function needs no mending
+    assert [w for w in WORDS if not lookup[w]] == []  # a word that names no function needs no mending
 
 
 WIDE = """<!doctype html><iframe style="width:390px;height:800px;border:0" srcdoc='<style>{css}</style>
 <body style="margin:0"><main><table class="table"><tr>{cells}</tr></table>
-<div class="cell-output"><pre><code>{words}</code></pre></div><pre><code>{words}</code></pre>
+<div class="cell-output"><pre><code>{words}</code></pre></div><pre><code>{words}</code></pre><img width="900" src="">
 <div class="doors"><div>one</div><div>two</div><div>three</div></div></main></body>'></iframe><script>
 onload = () => document.title = document.querySelector("iframe").contentDocument.documentElement.scrollWidth
 </script>"""
