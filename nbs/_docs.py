@@ -10,9 +10,10 @@ from importlib import import_module
 from fastcore.docments import DocmentText, docments
 from nbdev.doclinks import NbdevLookup
 
-# Columns, views, traits and arguments that bear the name of a function of another page.
-WORDS = 'blank contrast doubt frames grain lead patient score share speckle spread target uniform whole'.split()
+# Folders, columns, views, traits and arguments that bear the name of a function of another page.
+WORDS = 'blank contrast doubt frames grain lead patient score share speckle spread target train uniform whole'.split()
 LINK = re.compile(rf'\[(`(?:{"|".join(WORDS)})`)\]\(https:[^)]*\)')
+NESTED = re.compile(r'\[([^][]*)\[(`[^`]+`)\]\(https:[^)]*\)(?=[^][]*\]\()')
 SIGNATURE = re.compile(r'```python\ndef (\w+)\(.*?\n```', re.S)
 
 
@@ -38,10 +39,15 @@ def inner_asterisks(found):
     return '*' + found[1][1:-1].replace('*', r'\*') + '*'
 
 
+def unlink(text):
+    "Without links that nbdev made of what is no function, or within a link that was there"
+    return NESTED.sub(r'[\1\2', LINK.sub(r'\1', text))
+
+
 def mend(cell):
     "Show signatures as they are written, and link no column to a function"
-    if cell.cell_type == 'markdown': cell.source = LINK.sub(r'\1', cell.source)
+    if cell.cell_type == 'markdown': cell.source = unlink(cell.source)
     for data in (o.data for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})):
         text = SIGNATURE.sub(signature, ''.join(data['text/markdown']))
         text = re.sub(r'(?m)^(\*.+\*)$', inner_asterisks, text)
-        data['text/markdown'] = LINK.sub(r'\1', text)
+        data['text/markdown'] = unlink(text)

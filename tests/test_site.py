@@ -291,6 +291,9 @@ def test_signatures_are_shown_as_written(root, monkeypatch):
     mend(cell)
     made = '```python\ndef f(\n    a=None, b:list=list(), c:C=1\n):\n```\n[`run`](x.y)'
     assert cell.outputs[0].data['text/markdown'] == made
+    prose = AttrDict(cell_type='markdown', source='[see [`f`](https://x.y/f) there](a.ipynb), [`train`](https://x.y/t)')
+    mend(prose)
+    assert prose.source == '[see `f` there](a.ipynb), `train`'
     recipe = docs_cell('```python\ndef Recipe(\n    epochs:int\n):\n```')
     mend(recipe)
     assert '# of the head at its peak' in recipe.outputs[0].data['text/markdown']  # a field of Options
