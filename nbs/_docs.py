@@ -20,7 +20,7 @@ SIGNATURE = re.compile(r'```python\ndef (\w+)\(.*?\n```', re.S)
 def with_comments(o):
     "The signature of a dataclass with the comments of its fields, those of the classes it builds on too"
     shown = DocmentText(o, docstring=False)
-    for name,comment in ((k, v) for base in o.__mro__[1:-1] for k, v in docments(base).items()):
+    for name,comment in ((k, v) for base in filter(is_dataclass, o.__mro__[1:]) for k, v in docments(base).items()):
         shown.dm[name].docment = shown.dm[name].docment or comment
     return f'```python\n{shown}\n```'
 
