@@ -91,7 +91,7 @@ class TryAgain(Exception):
 NO_LOGIN = ('No Kaggle login was found: make a token on https://www.kaggle.com/settings (under API), put it into the '
             'environment variable or Colab secret KAGGLE_API_TOKEN, and run the same command again.')
 REFUSALS = {
-    400: 'Kaggle does not understand the request for {dataset} (400): update its client, pip install -U kaggle.',
+    400: 'Kaggle does not understand the request for {dataset} (400): update its client, pip install -U kagglesdk.',
     401: 'Kaggle does not accept the login from {where} (401): put a new one from kaggle.com/settings there.',
     403: 'Kaggle does not give {dataset} to this login (403): open https://www.kaggle.com/datasets/{dataset} in a '
          'browser, sign in, accept the terms, and run the same command again.',
