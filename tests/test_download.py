@@ -458,7 +458,7 @@ def test_a_member_that_lies_about_its_size(made, tmp_path):
 def test_the_official_command_line_takes_this_server_for_kaggle(server, made, tmp_path):
     "What the tests above rest on: the `kaggle` command itself downloads from it"
     got = subprocess.run(
-        [sys.executable, '-m', 'kaggle', 'datasets', 'download', DATASET, '-p', str(tmp_path / 'k')],
+        [sys.executable, '-m', 'kaggle.cli', 'datasets', 'download', DATASET, '-p', str(tmp_path / 'k')],
         capture_output=True,
         text=True,
     )
