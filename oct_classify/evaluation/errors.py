@@ -179,7 +179,7 @@ def plot_embedding(
     predicted = labels if predicted is None else np.asarray(predicted)
     if not len(xy): raise OctError('The map has no points: give at least one scan.')
     if not len(xy) == len(labels) == len(predicted): raise OctError('Give one label and one answer per point.')
-    fig = Figure(figsize=(6, 5.9), layout='constrained')
+    fig = new_figure(6, 5.9)
     ax = fig.subplots()
     right,mistake = dict(s=22, lw=.4, edgecolors='white'),dict(s=75, lw=.9, edgecolors='black', marker='X', zorder=3)
     for c in np.unique(labels):

@@ -31,7 +31,7 @@ from ..data.prepare import placed
 from ..inference.bundle import RESEARCH_USE
 from ..inference.inputs import scans_of
 from ..inference.model import OctModel, as_scans
-from ..plotting import colour, overlay
+from ..plotting import colour, new_figure, overlay
 from ..reporting.page import write_page
 from ..training.network import Ensemble, Stages
 
@@ -281,7 +281,7 @@ def explain(
     numbers = z.argmax(1) if target is None else class_numbers(model.classes, target, len(px))
     maps = heat_map(model, px, numbers, method)
     heights = [4*place.shape[0]/place.shape[1]+.75 for _,place in views]
-    fig = Figure(figsize=(9.6, sum(heights)), layout='constrained')
+    fig = new_figure(9.6, sum(heights))
     axs = fig.subplots(len(views), 2, squeeze=False, height_ratios=heights)
     for i,(_,place) in enumerate(views):
         k = int(numbers[i])

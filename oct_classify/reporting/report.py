@@ -125,7 +125,7 @@ def plot_samples(df:pd.DataFrame, data)->Figure:
 def plot_counts(df:pd.DataFrame)->Figure:
     "Scans per class and side of a split table"
     t = df.pivot_table(index='label', columns='split', values='path', aggfunc='count').fillna(0)
-    ax = Figure(figsize=(4.6, 2.5), layout='constrained').add_subplot()
+    ax = new_figure(4.6, 2.5).add_subplot()
     left = 0
     for side,shade in zip(SPLITS, ('#4878A8', '#90B4D6', '#222222', '#CCCCCC')):
         if side not in t or not t[side].sum(): continue
@@ -158,7 +158,7 @@ def plot_curves(history:list)->Figure|None:
     if len(h) < 2: return None
     panels = {'loss': h.filter(like='loss'), 'validation accuracy, %': 100*h.filter(like='accuracy')}
     panels = {name: t for name,t in panels.items() if t.size}
-    fig = Figure(figsize=(4.6, 2.5), layout='constrained')
+    fig = new_figure(4.6, 2.5)
     for ax,(name,t) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for column,y in t.items():
             label,shade = ('training', '#222222') if column == 'train_loss' else ('validation', '#4878A8')
@@ -183,7 +183,7 @@ def plot_intervals(figs:dict)->Figure:
     "Figures that are shares, with their 95 % intervals"
     shown = {*MAIN, *(k for k in figs if k.startswith(('sensitivity_', 'specificity_')))}-{'weighted_error'}
     names = [k for k,o in figs.items() if k in shown and o['value'] is not None]
-    ax = Figure(figsize=(4.6, .26*len(names)+.6), layout='constrained').add_subplot()
+    ax = new_figure(4.6, .26*len(names)+.6).add_subplot()
     for i,name in enumerate(names):
         o,c = figs[name],name.rpartition('_')[2]
         shade = colour(c) if c in CLASSES else '#222222'
@@ -276,8 +276,7 @@ def write_report(
     "Write a self-contained HTML report"
     from oct_classify.inference.bundle import RESEARCH_USE
     p,figs = check_predictions(preds),m['test']
-    ax = Figure(figsize=(4.4, 4), layout='constrained').add_subplot()
-    drawn = dict(matrix=plot_confusion(p, ax).figure, intervals=plot_intervals(figs))
+    drawn = dict(matrix=plot_confusion(p), intervals=plot_intervals(figs))
     if df is not None: drawn |= dict(samples=plot_samples(df, data), counts=plot_counts(df))
     if history: drawn['curves'] = plot_curves(history)
     write_page(path, 'report.html.j2', heading, warnings=warnings, check=check, research=RESEARCH_USE, figures=figs,
@@ -319,7 +318,7 @@ def plot_sides(policies:dict)->Figure:
     "Figures of several policies with their 95 % intervals, one below the other"
     known = [{k for k,o in m['test'].items() if o['value'] is not None} for m in policies.values()]
     names = [k for k in MAIN if k in set.intersection(*known) and k != 'weighted_error']
-    ax = Figure(figsize=(7, .42*len(names)+1), layout='constrained').add_subplot()
+    ax = new_figure(7, .42*len(names)+1).add_subplot()
     for j,(policy,shade) in enumerate(zip(policies, ('#222222', '#4878A8', '#E69F00'))):
         t = 100*pd.DataFrame([policies[policy]['test'][k] for k in names])
         y = np.arange(len(names))+(j-(len(policies)-1)/2)*.22
