@@ -8,8 +8,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/reporting/report.html.md""
 __all__ = ['POINTS', 'METRICS_SCHEMA', 'KEYS', 'measured_point', 'measured_abstention', 'decisions', 'metrics_dict', 'write_json',
            'hardware', 'metrics_keys', 'plot_samples', 'plot_counts', 'by_epoch', 'training_course', 'plot_curves',
            'figure_axis', 'plot_intervals', 'difference_text', 'calibration_section', 'thresholds_section',
-           'abstention_section', 'strata_section', 'errors_section', 'comparison_section', 'checklist_section',
-           'dropped_reasons', 'write_report', 'network_name', 'made_with', 'notice', 'plot_sides', 'write_comparison']
+           'abstention_section', 'strata_section', 'errors_section', 'maps_section', 'comparison_section',
+           'checklist_section', 'dropped_reasons', 'write_report', 'network_name', 'made_with', 'notice', 'plot_sides',
+           'write_comparison']
 
 # %% ../../nbs/api/reporting/report.ipynb #4b5676c5
 import datetime, json, os, platform
@@ -26,7 +27,7 @@ from ..evaluation.calibration import calibration, plot_reliability
 from ..evaluation.comparison import plot_differences
 from ..evaluation.decisions import *
 from ..evaluation.bootstrap import share
-from ..evaluation.errors import confusion_gallery, plot_top_losses, plot_typical
+from ..evaluation.errors import confusion_gallery, map_examples, plot_top_losses, plot_typical
 from ..evaluation.figures import *
 from ..evaluation.strata import plot_strata
 from ..plotting import *
@@ -238,6 +239,24 @@ def errors_section(test:pd.DataFrame, data)->str:
     pictures = {k: data_uri(fig) for k,fig in drawn.items() if fig is not None}
     return render('errors.html.j2', wrong=sum(p.predicted != p.label), scans=len(p), at_hand=at_hand, **pictures)
 
+# %% ../../nbs/api/reporting/report.ipynb #25c94b27
+def maps_section(
+    test:pd.DataFrame, # prediction table of the test scans
+    data, # folder that its paths are relative to
+    bundle, # model bundle: folder
+)->str:
+    "Heat maps of `map_examples`; what keeps them from being drawn is said in their place, and never stops a report"
+    from oct_classify.evaluation.heatmaps import scan_maps
+    from oct_classify.inference.model import OctModel, as_scans
+    t = map_examples(test)
+    try:
+        scans = as_scans([Path(data)/p for p in t.path], t.path)
+        maps = scan_maps(OctModel.load(bundle, engine='torch'), scans, target=list(t.predicted))
+        pictures = [data_uri(beside(m.grey, overlay(m.grey, m.heat))) for m in maps]
+    except Exception as e: return render('maps.html.j2', why=e)
+    t = t.assign(picture=pictures, meaning=[m.meaning for m in maps])
+    return render('maps.html.j2', rows=t.to_dict('records'), wrong=t.wrong.any())
+
 # %% ../../nbs/api/reporting/report.ipynb #228a2671
 def comparison_section(m:dict)->str:
     "Differences to another model on the same scans, and several seeds; '' where there is neither"
@@ -272,6 +291,7 @@ def write_report(
     check:SplitCheck|None=None, # of the split, where there was one
     strata:pd.DataFrame|None=None, # of `by_stratum`
     checklist:pd.DataFrame|None=None, # of `crosswalk`
+    maps:tuple=(), # `maps_section`, where there is one
 ):
     "Write a self-contained HTML report"
     from oct_classify.inference.bundle import RESEARCH_USE
@@ -285,7 +305,7 @@ def write_report(
         resamples=m.get('resamples', 2000), training=training_course(history) if history else None,
         by_class=class_table(figs), table=figure_table(figs).to_dict('records'),
         sections=[comparison_section(m), calibration_section(m, p), thresholds_section(m, p), abstention_section(m, p),
-            strata_section(m, strata), errors_section(p, data)],
+            strata_section(m, strata), errors_section(p, data), *maps],
         dropped=None if df is None else dropped_reasons(df), made_with=made_with,
         standards='' if checklist is None else checklist_section(checklist),
         **{k: data_uri(fig) for k,fig in drawn.items() if fig is not None})
