@@ -518,22 +518,22 @@ def voila_page(folder=None): # where `browser_file` goes; None: open no browser
 def serve(
     bundle, # model bundle: the folder bundle that run or train wrote
     port:int=8866, # where it listens, on this machine alone; the next free one where this one is taken
-    folder:str|None=None, # scans to be offered as examples
-    browser:bool=True, # open the browser; --no-browser says the address only
+    folder:str|None=None, # scans to offer as examples
+    browser:bool=True, # open the browser; --no-browser only prints the address
 ):
     """A page in the browser: upload a scan, read the answer
 
-    Serves a page to the browser of this machine, on which one uploads a scan and reads the answer.
-    Keeps no file; Ctrl-C ends it.
+    Serves a page to the browser of this machine: upload a scan and read the answer.
+    No upload is kept; Ctrl-C ends it.
 
     Raises `OctError` where Voilà is missing or `bundle` is none."""
-    if not all(importlib.util.find_spec(o) for o in ('voila', 'ipywidgets')):
-        raise OctError("The app needs Voilà and ipywidgets: pip install 'oct_classify[app]'.")
     if folder and not Path(folder).is_dir(): raise OctError(f'There is no folder {folder}: check --folder.')
     load_config(bundle)
     try: asyncio.get_running_loop()
     except RuntimeError: pass # as it must be
     else: raise OctError('This is a notebook already: show the app with app(bundle).')
+    if not all(importlib.util.find_spec(o) for o in ('voila', 'ipywidgets')):
+        raise OctError("The app needs Voilà and ipywidgets: pip install 'oct_classify[app]'.")
     from unittest import mock
     from traitlets.config import Config
     quiet(False) # or nobody would know the address
