@@ -338,6 +338,7 @@ def test_stage(
     for o in unread: say(o)
     df = without_unread(df, unread)
     check,config = inspect_split(df),model.config
+    if study and study.get('dataset'): config['dataset'] = study['dataset']
     notes = [str(o) for o in unread] + run_notes(df, check, config)
     m = metrics_dict(preds, {}, **about_run(df, config, request), notes=notes, split_check=asdict(check),
         unread={o.side: o.record() for o in unread})

@@ -69,6 +69,21 @@ def scans(tmp_path_factory):
     return d
 
 
+def test_the_page_says_what_metrics_json_says(tmp_path, no_onnx):
+    from oct_classify.app import track_record
+    from oct_classify.phantoms.phantom import phantom_folder
+    from oct_classify.pipeline import run
+
+    data = phantom_folder(tmp_path / 'phantoms', 8, 0, 4, shape=(124, 128))
+    run(data, tmp_path / 'out', arch='resnet10t', size=64, weights='none', epochs=0)
+    m = json.loads((tmp_path / 'out/metrics.json').read_text())
+    v = {k: f'{100 * x:.1f}' for k, x in m['test']['accuracy'].items()}
+    assert track_record(tmp_path / 'out/bundle') == (
+        f'Trained on {m["scans"]["train"]} scans; right on {v["value"]} % (95 % interval {v["low"]}–{v["high"]}) '
+        f'of {m["scans"]["test"]} test scans.'
+    )
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
