@@ -31,7 +31,7 @@ def lesson_scans(
     keep:Path, # what `keep_folder` gave; Kaggle's archive is stored there
     mini='', # folder of scans for 'mini'
 )->Path: # folder of scans
-    "The scans that a lesson works on, on this machine's own disk; drawn or downloaded unless they are there already"
+    "The scans that a lesson works on, on this machine's own disk: drawn in seconds, or downloaded once"
     if source not in ('phantom', 'mini', 'kaggle'):
         raise OctError(f'There is no SOURCE {source!r}: choose phantom, mini or kaggle.')
     local = Path('/content') if in_colab() else keep
