@@ -314,7 +314,10 @@ def heard():
 
 def say(*args):
     "One line for the person who waits, see `heard`; nothing when `quiet`"
-    if not _quiet: print(one_line(' '.join(map(str, args))), file=heard(), flush=True)
+    if _quiet: return
+    stream = heard()
+    tqdm.write(one_line(' '.join(map(str, args))), file=stream) # clears the bar that is there, and draws it again below
+    stream.flush()
 
 def progress(it=None, total:int|None=None, desc:str='', **kwargs):
     "`it` with tqdm's progress bar where a person watches; without `it`, its method `update` moves the bar"

@@ -333,7 +333,7 @@ def kept_duplicates(table, data, file):
 def examine(data, out, classes=None)->tuple:
     """Read what is new or changed in `data`, as `scan_source` takes it: the scan table with the columns of `look`,
     `duplicate_of`, `flags`, and the pairs of `find_duplicates`, both kept in the folder `out`; `OctError` for none"""
-    file,data = Path(out)/'scans.parquet',scan_source(data)
+    file,data = make_dir(out)/'scans.parquet',scan_source(data)
     table = kept_table(data, file, classes, look)
     pairs = kept_duplicates(table, data, Path(out)/'duplicates.parquet')
     table['duplicate_of'] = duplicate_of(table, pairs)

@@ -77,7 +77,7 @@ class TorchEngine:
         import torch
         from oct_classify.training.network import both
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            x = torch.from_numpy(px).to(self.device)
+            x = torch.from_numpy(np.require(px, requirements='W')).to(self.device) # a copy of what PIL made
             z,f = both(self.net, x) if features else (self.net(x), None)
         return [o if o is None else o.float().cpu().numpy() for o in (z, f)]
 
