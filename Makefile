@@ -54,7 +54,7 @@ test-colab:
 	$(COLAB)/bin/python .ci/colab.py
 	$(PIP) nbdev '.[offline,onnx,formats,maps,ray]'
 	cp -r nbs pyproject.toml $(COLAB)
-	cd $(COLAB) && bin/nbdev-test --n-workers $(JOBS) --timing nbs
+	cd $(COLAB) && bin/nbdev-test --n_workers $(JOBS) --timing nbs # underscores: an older fastcore
 	$(PIP) -e '.[dev,wandb]'
 	$(COLAB)/bin/python -m pytest -n $(JOBS) --dist loadgroup
 
