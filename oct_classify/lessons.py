@@ -31,7 +31,7 @@ def lesson_scans(
     keep:Path, # what `keep_folder` gave; Kaggle's archive is stored there
     mini='', # folder of scans for 'mini'
 )->Path: # folder of scans
-    "The scans that a lesson works on, on this machine's own disk; drawn or downloaded unless they are there already"
+    "The scans that a lesson works on, on this machine's own disk: drawn in seconds, or downloaded once"
     if source not in ('phantom', 'mini', 'kaggle'):
         raise OctError(f'There is no SOURCE {source!r}: choose phantom, mini or kaggle.')
     local = Path('/content') if in_colab() else keep
@@ -48,5 +48,7 @@ def lesson_scans(
 def lesson_options(source:str)->dict: # keyword arguments of `run`
     "How a lesson trains on its scans, on this machine"
     import torch
-    if torch.cuda.is_available(): return dict(recipe='resnet50')
-    return dict(recipe='fast') | (dict(size='160x240', lookalikes=200) if source == 'phantom' else {})
+    dataset = dict(phantom='phantom', kaggle='kermany2018').get(source)
+    about = dict(study=dict(dataset=dataset)) if dataset else {}
+    if torch.cuda.is_available(): return dict(recipe='resnet50', **about)
+    return dict(recipe='fast', **about) | (dict(size='160x240', lookalikes=200) if source == 'phantom' else {})

@@ -254,7 +254,7 @@ def write_evidence(
     study:dict|None=None, # statements for the checklist
     config:dict|None=None, # of the bundle
     kept:pd.DataFrame|None=None, # predictions to keep; None: `test`
-    **more, # of `write_report`: strata, df, history, check
+    **more, # of `write_report`: strata, df, history, check, maps
 ):
     "Write metrics.json, predictions.parquet, checklist.csv and report.html"
     table = crosswalk(with_study(facts_from(m, config, test), study))
@@ -338,6 +338,7 @@ def test_stage(
     for o in unread: say(o)
     df = without_unread(df, unread)
     check,config = inspect_split(df),model.config
+    if study and study.get('dataset'): config['dataset'] = study['dataset']
     notes = [str(o) for o in unread] + run_notes(df, check, config)
     m = metrics_dict(preds, {}, **about_run(df, config, request), notes=notes, split_check=asdict(check),
         unread={o.side: o.record() for o in unread})
@@ -350,7 +351,7 @@ def test_stage(
     m['seconds'] = {k: round(v, 1) for k,v in (seconds | dict(total=sum(seconds.values()))).items()}
     write_evidence(out, heading, preds['test'], m, data, made_with(m, config), study, config,
         pd.concat([p for p in preds.values() if len(p)], ignore_index=True), strata=strata, df=df,
-        history=config.get('history'), check=check)
+        history=config.get('history'), check=check, maps=[maps_section(preds['test'], data, out/'bundle')])
     return Evidence(out, m)
 
 # %% ../nbs/api/pipeline.ipynb #aa852a07
@@ -718,7 +719,8 @@ def evaluate(
         seeds=over_seeds([test, *runs], resamples=resamples) if runs else None)
     m['seconds'] = dict(total=round(time.time()-begun, 1))
     heading = 'Evaluation of ' + '/'.join(Path(name).resolve().parts[-2:])
-    write_evidence(make_dir(out), heading, test, m, data, list(about.items()), study, config, strata=strata)
+    maps = [maps_section(test, data, bundle)] if bundle else []
+    write_evidence(make_dir(out), heading, test, m, data, list(about.items()), study, config, strata=strata, maps=maps)
     return Evidence(Path(out), m)
 
 # %% ../nbs/api/pipeline.ipynb #0bf025eb

@@ -69,6 +69,21 @@ def scans(tmp_path_factory):
     return d
 
 
+def test_the_page_says_what_metrics_json_says(tmp_path, no_onnx):
+    from oct_classify.app import track_record
+    from oct_classify.phantoms.phantom import phantom_folder
+    from oct_classify.pipeline import run
+
+    data = phantom_folder(tmp_path / 'phantoms', 8, 0, 4, shape=(124, 128))
+    run(data, tmp_path / 'out', arch='resnet10t', size=64, weights='none', epochs=0)
+    m = json.loads((tmp_path / 'out/metrics.json').read_text())
+    v = {k: f'{100 * x:.1f}' for k, x in m['test']['accuracy'].items()}
+    assert track_record(tmp_path / 'out/bundle') == (
+        f'Trained on {m["scans"]["train"]} scans; right on {v["value"]} % (95 % interval {v["low"]}–{v["high"]}) '
+        f'of {m["scans"]["test"]} test scans.'
+    )
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -142,11 +157,12 @@ class Page:
         self.file_button(button).send_keys('\n'.join(map(str, files)))
 
     def tab(self, text):
-        self.shown('[role=tab]', text).click()
+        self.shown('[role=tab], .lm-TabBar-tab', text).click()
 
 
 @pytest.fixture(scope='module')
-def page(served, tmp_path_factory):
+def driver(tmp_path_factory):
+    "A page in Chromium that shows nothing yet"
     webdriver = pytest.importorskip('selenium.webdriver')
     chrome, driver = [
         next(filter(None, map(shutil.which, o)), None)
@@ -160,13 +176,15 @@ def page(served, tmp_path_factory):
         o.add_argument(a)
     o.set_capability('goog:loggingPrefs', dict(performance='ALL'))
     d = webdriver.Chrome(options=o, service=webdriver.ChromeService(driver))
-    try:
-        d.get(served)
-        p = Page(d)
-        p.shown('button.jupyter-button', 'Upload a scan')
-        yield p
-    finally:
-        d.quit()
+    yield Page(d)
+    d.quit()
+
+
+@pytest.fixture(scope='module')
+def page(served, driver):
+    driver.d.get(served)
+    driver.shown('button.jupyter-button', 'Upload a scan')
+    return driver
 
 
 def probabilities(page):
@@ -397,3 +415,58 @@ def test_files_that_are_too_large_cost_a_sentence(page, bundle, scans, tmp_path)
         page.send('Upload scans', tmp_path / '0.png')
         page.shown('.oct tbody tr', '0.png')
         assert not page.all('#oct-note')
+
+
+@contextlib.contextmanager
+def classic_notebook(cell, folder):
+    "Notebook 6 with a notebook of one cell in a folder: its address"
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    cell = dict(cell_type='code', id='app', metadata={}, execution_count=None, outputs=[], source=cell)
+    notebook = dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    (folder / 'app.ipynb').write_text(json.dumps(notebook))
+    port = free_port()
+    told = ['--no-browser', '--allow-root', f'--port={port}', '--NotebookApp.token=', f'--notebook-dir={folder}']
+    kept = {f'JUPYTER_{o}_DIR': str(folder / o) for o in ('CONFIG', 'DATA', 'RUNTIME')}
+    with open(folder / 'log', 'wb') as f:
+        command = [sys.executable, '-m', 'notebook', *told]
+        p = subprocess.Popen(command, stdout=f, stderr=f, env=os.environ | dict(OMP_NUM_THREADS='1') | kept)
+    try:
+        for _ in range(300):
+            with socket.socket() as s:
+                if s.connect_ex(('127.0.0.1', port)) == 0: break
+            time.sleep(0.1)
+        yield f'http://127.0.0.1:{port}/notebooks/app.ipynb'
+    finally:
+        p.terminate()
+        p.wait(30)
+
+
+def test_the_classic_notebook_takes_uploads_with_ipywidgets_7(driver, bundle, scans, tmp_path):
+    "As in Colab, whose front end is of version 7"
+    from oct_classify.inference.model import OctModel
+
+    for name, major in (('ipywidgets', '7'), ('notebook', '6')):
+        if pytest.importorskip(name).__version__.split('.')[0] != major:
+            pytest.skip(f'needs {name} {major}')
+    want = OctModel.load(bundle, engine='torch').predict([scans / 'CNV-5-1.png']).iloc[0]
+    with classic_notebook(f'from oct_classify.app import app\napp({str(bundle)!r}, {str(scans)!r})', tmp_path) as url:
+        driver.d.get(url)
+        ready = 'return !!window.Jupyter?.notebook?.kernel?.widget_manager && Jupyter.notebook.kernel.is_connected()'
+        driver.wait(lambda: driver.d.execute_script(ready))
+        for n in range(1, 4):  # a front end that has just started may drop what it shows
+            driver.d.execute_script('Jupyter.notebook.execute_all_cells()')
+            number = 'return Jupyter.notebook.get_cells()[0].input_prompt_number'
+            driver.wait(lambda: driver.d.execute_script(number) == n)
+            time.sleep(1)
+            if driver.all('button.jupyter-button'): break
+        for _ in range(2):  # the same file twice
+            driver.send('Upload a scan', scans / 'CNV-5-1.png')
+            driver.shown('.head', 'CNV-5-1.png')
+            assert probabilities(driver) == pytest.approx({c: want[f'p_{c}'] for c in CLASSES}, abs=1e-5)
+            driver.send('Upload a scan', scans / 'two.zip')
+            driver.shown('.note', 'of 2, called two.zip/')
+        driver.tab('Many scans')
+        driver.send('Upload scans', scans / 'CNV-5-1.png', scans / 'NORMAL-5-1.png')
+        driver.shown('a.get', 'Download all 2 rows')
+        assert not driver.all('.output_stderr')
+        driver.d.execute_script('window.onbeforeunload = null')

@@ -208,7 +208,7 @@ def plot_statistics(t)->Figure:
     units = dict(brightness='grey', contrast='grey', speckle='spread / mean', background='grey', noise='grey',
         band='share of height', white='share of frame')
     classes = dict(list(usable(t).groupby('label')))
-    fig = Figure(figsize=(9.6, 4), layout='constrained')
+    fig = new_figure(9.6, 4)
     *axs,key = fig.subplots(2, 4).flat
     for ax,(k,unit) in zip(axs, units.items()):
         boxes = ax.boxplot([o[k] for o in classes.values()], whis=(5, 95), showfliers=False, widths=.65,

@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from ..core import *
 from .bootstrap import *
 from .figures import *
-from ..plotting import colour
+from ..plotting import colour, new_figure
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #ce07af8c
 def claims(df:pd.DataFrame, what:str|None)->tuple:
@@ -95,7 +95,7 @@ def plot_reliability(df:pd.DataFrame, what:str|None=None, heading:str='')->Figur
     ylabel,xlabel = 'share right', 'confidence in the class called'
     if what is not None: ylabel,xlabel = 'share that had it', f'stated probability of {what}'
     if what == 'urgent': xlabel += ' disease'
-    fig = Figure(figsize=(4.8, 5), layout='constrained')
+    fig = new_figure(4.8, 5)
     ax,lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ax.plot([0, 1], [0, 1], ':', color='#888888', label='perfectly calibrated')
     label = f"ECE {as_text(ece(df, what), 'ece')}\nperfectly calibrated: {as_text(ece_expected(df, what), 'ece')}"

@@ -17,6 +17,7 @@ from scipy import stats
 from ..core import *
 from .bootstrap import *
 from .figures import *
+from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #577c7010
 def aligned(a:pd.DataFrame, b:pd.DataFrame)->tuple:
@@ -74,7 +75,7 @@ def paired(a:pd.DataFrame, b:pd.DataFrame, resamples:int=2000)->dict:
 def plot_differences(differences:dict, names=('first', 'second'))->Figure:
     "What `paired` gives of two named models, in percentage points, better to the right; filled: leaves out zero"
     shown = {m: o for m,o in reversed(differences.items()) if o['value'] is not None}
-    fig = Figure(figsize=(7.6, 1.3+.38*len(shown)), layout='constrained')
+    fig = new_figure(7.6, 1.3+.38*len(shown))
     ax,labels = fig.add_subplot(),[]
     ax.axvline(0, color='#888888', lw=1, ls='--')
     for i,(m,o) in enumerate(shown.items()):

@@ -22,6 +22,7 @@ from scipy.stats import beta, binom
 from ..core import *
 from .bootstrap import *
 from .figures import *
+from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #7e2b1a67
 def allowed_misses(n:int, target:float, sure:bool)->int:
@@ -147,7 +148,7 @@ def decision_curve(
 def plot_decision_curve(table:pd.DataFrame)->Figure:
     "Net benefit over the threshold, of `decision_curve`, with its interval and the two simple rules"
     a,t = table.attrs,100*table.threshold
-    fig = Figure(figsize=(5.6, 3.4), layout='constrained')
+    fig = new_figure(5.6, 3.4)
     ax = fig.add_subplot()
     ax.fill_between(t, 100*table.low, 100*table.high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
     ax.plot(t, 100*table.model, color='#0072B2', label='model')
@@ -192,7 +193,7 @@ def plot_risk_coverage(df:pd.DataFrame, point:dict|None=None, resamples:int=1000
     answered = probs(df).max(1)[:,None] >= some.threshold.to_numpy()
     lost,scans = np.split(resampled(patient_sums(np.hstack([answered*wrong[:,None], answered]), who), resamples), 2, 1)
     low,high = 100*np.nanquantile(ratio(lost, scans), (.025, .975), axis=0)
-    fig = Figure(figsize=(5.6, 3.4), layout='constrained')
+    fig = new_figure(5.6, 3.4)
     ax = fig.add_subplot()
     ax.fill_between(100*some.coverage, low, high, color='#0072B2', alpha=.2, lw=0, label='95 % interval (patients)')
     ax.plot(100*t.coverage, 100*t.risk, color='#0072B2', label='model')

@@ -6,8 +6,8 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/errors.html.md"
 
 # %% auto #0
 __all__ = ['losses', 'top_losses', 'short_name', 'scan_sheet', 'plot_top_losses', 'in_turn', 'confusions', 'confusion_gallery',
-           'typical_and_doubtful', 'plot_typical', 'embed', 'lay_out', 'patient_codes', 'neighbour_accuracy',
-           'plot_embedding']
+           'typical_and_doubtful', 'plot_typical', 'map_examples', 'embed', 'lay_out', 'patient_codes',
+           'neighbour_accuracy', 'plot_embedding']
 
 # %% ../../nbs/api/evaluation/errors.ipynb #0d852587
 from pathlib import Path
@@ -112,6 +112,14 @@ def plot_typical(preds:pd.DataFrame, data, n:int=3)->Figure:
         rows.append((o.path, o.label, f'{o.label}, {o.kind}\n{answers}'))
     return scan_sheet(data, rows, 2*n)
 
+def map_examples(preds:pd.DataFrame, n:int=8)->pd.DataFrame:
+    "Up to `n` scans for heat maps: of each class a right answer of middling confidence, then the worst mistakes"
+    p = losses(preds)
+    mistakes = in_turn(p[p.wrong].sort_values('loss', ascending=False, kind='stable'), n//2)
+    classes = p[~p.wrong].sort_values('confidence', kind='stable').groupby('label')
+    right = [t.iloc[[len(t)//2]] for _,t in classes][:n-len(mistakes)]
+    return pd.concat([*right, mistakes], ignore_index=True)
+
 # %% ../../nbs/api/evaluation/errors.ipynb #4c225e5c
 def embed(model, pixels:np.ndarray)->np.ndarray:
     "The features (N, C) float32 that the head of a model or network reads of prepared scans (N, H, W) uint8"
@@ -179,7 +187,7 @@ def plot_embedding(
     predicted = labels if predicted is None else np.asarray(predicted)
     if not len(xy): raise OctError('The map has no points: give at least one scan.')
     if not len(xy) == len(labels) == len(predicted): raise OctError('Give one label and one answer per point.')
-    fig = Figure(figsize=(6, 5.9), layout='constrained')
+    fig = new_figure(6, 5.9)
     ax = fig.subplots()
     right,mistake = dict(s=22, lw=.4, edgecolors='white'),dict(s=75, lw=.9, edgecolors='black', marker='X', zorder=3)
     for c in np.unique(labels):

@@ -13,10 +13,12 @@ __all__ = ['COSTS', 'NAMES', 'OF_CLASS', 'MAIN', 'classes_of', 'probs', 'check_c
 # %% ../../nbs/api/evaluation/figures.ipynb #7a68fa6d
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy import sparse
 
 from ..core import *
 from .bootstrap import *
+from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/figures.ipynb #05f73906
 def classes_of(df:pd.DataFrame)->tuple:
@@ -267,12 +269,11 @@ def class_table(figs:dict)->pd.DataFrame:
     def row(name): return {head: cell(name.replace('{}', m, 1)) for m,head in OF_CLASS.items()}
     return pd.DataFrame([{'': c} | row(name) for c,name in names.items()])
 
-def plot_confusion(df:pd.DataFrame, ax=None):
-    "Confusion matrix, rows are the labels; returns the axes"
-    import matplotlib.pyplot as plt
+def plot_confusion(df:pd.DataFrame)->Figure:
+    "Confusion matrix, rows are the labels"
     df = check_predictions(df)
     c,k = confusion(df),classes_of(df)
-    if ax is None: ax = plt.subplots(figsize=(4, 3.6), layout='constrained')[1]
+    ax = new_figure(4.4, 4).add_subplot()
     of_row = c/np.maximum(c.sum(1, keepdims=True), 1)
     ax.imshow(of_row, cmap='Blues', vmin=0, vmax=1)
     for (i,j),v in np.ndenumerate(c):
@@ -280,4 +281,4 @@ def plot_confusion(df:pd.DataFrame, ax=None):
         ax.text(j, i, text, ha='center', va='center', color='white' if dark else 'black', fontsize=9)
     ax.set(xticks=range(len(k)), yticks=range(len(k)), xticklabels=k, yticklabels=k, xlabel='model', ylabel='label')
     ax.set_title(f'{c.trace()} of {plural(int(c.sum()), "scan")} right')
-    return ax
+    return ax.figure

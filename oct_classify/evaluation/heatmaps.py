@@ -8,7 +8,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/heatmaps.html.m
 __all__ = ['cam', 'METHODS', 'BEST', 'ADDITIVE', 'LEAST', 'against_normal', 'contrast', 'NoMap', 'pooled_maps', 'spread',
            'evidence', 'captum_class', 'score', 'blurred', 'at_layer', 'grad_cam', 'layer_cam', 'integrated_gradients',
            'occlusion', 'as_model', 'class_numbers', 'strength', 'blank', 'moved', 'heat_map', 'hits', 'draw_scan',
-           'scan_title', 'map_meaning', 'explain', 'Explained', 'picture_name', 'explain_files']
+           'scan_title', 'map_meaning', 'ScanMap', 'scan_maps', 'explain', 'Explained', 'picture_name', 'explain_files']
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #08d01a72
 import importlib, re
@@ -31,7 +31,7 @@ from ..data.prepare import placed
 from ..inference.bundle import RESEARCH_USE
 from ..inference.inputs import scans_of
 from ..inference.model import OctModel, as_scans
-from ..plotting import colour, overlay
+from ..plotting import colour, new_figure, overlay
 from ..reporting.page import write_page
 from ..training.network import Ensemble, Stages
 
@@ -261,6 +261,35 @@ def map_meaning(classes, target:int, heat, method:str=BEST)->str:
     if not heat.any(): return f'{what}:\nunder {LEAST:g} log-odds, left blank'
     return f'{what}: {strength(heat[None])[0]:.0f} log-odds,\nshare of the strongest'
 
+class ScanMap(NamedTuple):
+    "A scan and where the evidence for a class lies in it"
+    grey:np.ndarray # (H, W) uint8, the scan as stored
+    heat:np.ndarray # (H, W) float
+    label:str # the class
+    title:str # what the scan is called
+    meaning:str # of the colours
+
+def scan_maps(
+    model, # `OctModel` or Learner
+    images, # paths, bytes, PIL images, arrays, or scans of `scans_of`; one or several
+    method:str=BEST, # one of `METHODS`
+    target=None, # class, by name or number, or one per scan; None: what the model predicts
+)->list: # of `ScanMap`
+    "Where the evidence for a class lies in each scan; raises `OctError` where one can't be read"
+    model = as_model(model)
+    single = isinstance(images, (str, Path, bytes)) or hasattr(images, 'mode') or hasattr(images, 'image') # PIL, a scan
+    scans = as_scans([images] if single or getattr(images, 'ndim', 0) == 2 else list(images))
+    if not scans: raise OctError('There is no scan to explain: give at least one.')
+    stored = [s.image() for s in scans]
+    px,places = zip(*[placed(o, model.config['size'], model.config['view']) for o in stored])
+    z = model.logits(np.stack(px))
+    if np.isnan(z).any(): raise OctError('The model gives no number, as its weights hold none: get another bundle.')
+    numbers = z.argmax(1) if target is None else class_numbers(model.classes, target, len(px))
+    maps = heat_map(model, np.stack(px), numbers, method)
+    return [ScanMap(read_grey(o), place.back(heat), model.classes[k], scan_title(model, s.name, logits, k),
+        map_meaning(model.classes, k, heat, method)) for s,o,place,logits,k,heat in
+        zip(scans, stored, places, z, map(int, numbers), maps)]
+
 def explain(
     model, # `OctModel` or Learner
     images, # paths, bytes, PIL images, arrays, or scans of `scans_of`; one or several
@@ -269,25 +298,13 @@ def explain(
     um:float|None=None, # micrometres per column, for those who know it; None: no scale bar
 )->Figure:
     "Each scan as stored, and the evidence for a class laid over it; raises `OctError` where one can't be read"
-    model = as_model(model)
-    single = isinstance(images, (str, Path, bytes)) or hasattr(images, 'mode') or hasattr(images, 'image') # PIL, a scan
-    scans = as_scans([images] if single or getattr(images, 'ndim', 0) == 2 else list(images))
-    if not scans: raise OctError('There is no scan to explain: give at least one.')
-    stored = [s.image() for s in scans]
-    views = [placed(o, model.config['size'], model.config['view']) for o in stored]
-    px = np.stack([v for v,_ in views])
-    z = model.logits(px)
-    if np.isnan(z).any(): raise OctError('The model gives no number, as its weights hold none: get another bundle.')
-    numbers = z.argmax(1) if target is None else class_numbers(model.classes, target, len(px))
-    maps = heat_map(model, px, numbers, method)
-    heights = [4*place.shape[0]/place.shape[1]+.75 for _,place in views]
-    fig = Figure(figsize=(9.6, sum(heights)), layout='constrained')
-    axs = fig.subplots(len(views), 2, squeeze=False, height_ratios=heights)
-    for i,(_,place) in enumerate(views):
-        k = int(numbers[i])
-        draw_scan(axs[i], read_grey(stored[i]), place.back(maps[i]), map_meaning(model.classes, k, maps[i], method), um)
-        title = scan_title(model, scans[i].name, z[i], k)
-        axs[i,0].set_title(title, fontsize=8.5, color=colour(model.classes[k]), loc='left', parse_math=False)
+    maps = scan_maps(model, images, method, target)
+    heights = [4*len(m.grey)/m.grey.shape[1]+.75 for m in maps]
+    fig = new_figure(9.6, sum(heights))
+    axs = fig.subplots(len(maps), 2, squeeze=False, height_ratios=heights)
+    for pair,m in zip(axs, maps):
+        draw_scan(pair, m.grey, m.heat, m.meaning, um)
+        pair[0].set_title(m.title, fontsize=8.5, color=colour(m.label), loc='left', parse_math=False)
     return fig
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #19fd7d27

@@ -23,6 +23,7 @@ from ..data.prepare import find_retina, trimmed, without_border
 from ..data.split import picture
 from .bootstrap import *
 from .figures import *
+from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/strata.ipynb #9ce981a8
 TRAITS = ('width', 'height', 'border', 'found', 'doubt', 'contrast', 'spread', 'bow', 'tilt', 'scans')
@@ -158,7 +159,7 @@ def plot_strata(table:pd.DataFrame, figure:str='accuracy')->Figure:
         f'choose one of {", ".join(table.figure.unique())}.')
     begins = t.variable != t.variable.shift()
     y = -(np.arange(len(t))+.9*np.cumsum(begins.to_numpy()))
-    fig = Figure(figsize=(7, .21*(-y[-1])+.9), layout='constrained')
+    fig = new_figure(7, .21*(-y[-1])+.9)
     ax = fig.add_subplot()
     beside = dict(transform=ax.get_yaxis_transform(), va='center', fontsize=8)
     ax.text(1.02, y[0]+1, 'scans / patients', **beside)

@@ -103,7 +103,7 @@ CONFIG_TYPES = dict(schema=int, arch=str, classes=list, size=list, view=str, tem
                     thresholds=dict, sums=dict)
 MORE_TYPES = dict(stages=int, options=dict, recipe=str, request=dict, unread=dict, epochs=int, seed=int, bs=int,
                   lr=NUMBER, weights=str, balance=str, calibrated=bool, versions=dict, int8=dict, history=list,
-                  members=list) # of what may be there
+                  members=list, dataset=str) # of what may be there
 
 def is_a(value, kind)->bool:
     "Is a value of JSON of this kind? A truth value is no number here"

@@ -8,8 +8,9 @@ Docs: https://oct-classify.github.io/oct_classify/api/reporting/report.html.md""
 __all__ = ['POINTS', 'METRICS_SCHEMA', 'KEYS', 'measured_point', 'measured_abstention', 'decisions', 'metrics_dict', 'write_json',
            'hardware', 'metrics_keys', 'plot_samples', 'plot_counts', 'by_epoch', 'training_course', 'plot_curves',
            'figure_axis', 'plot_intervals', 'difference_text', 'calibration_section', 'thresholds_section',
-           'abstention_section', 'strata_section', 'errors_section', 'comparison_section', 'checklist_section',
-           'dropped_reasons', 'write_report', 'network_name', 'made_with', 'notice', 'plot_sides', 'write_comparison']
+           'abstention_section', 'strata_section', 'errors_section', 'maps_section', 'comparison_section',
+           'checklist_section', 'dropped_reasons', 'write_report', 'network_name', 'made_with', 'notice', 'plot_sides',
+           'write_comparison']
 
 # %% ../../nbs/api/reporting/report.ipynb #4b5676c5
 import datetime, json, os, platform
@@ -26,7 +27,7 @@ from ..evaluation.calibration import calibration, plot_reliability
 from ..evaluation.comparison import plot_differences
 from ..evaluation.decisions import *
 from ..evaluation.bootstrap import share
-from ..evaluation.errors import confusion_gallery, plot_top_losses, plot_typical
+from ..evaluation.errors import confusion_gallery, map_examples, plot_top_losses, plot_typical
 from ..evaluation.figures import *
 from ..evaluation.strata import plot_strata
 from ..plotting import *
@@ -125,7 +126,7 @@ def plot_samples(df:pd.DataFrame, data)->Figure:
 def plot_counts(df:pd.DataFrame)->Figure:
     "Scans per class and side of a split table"
     t = df.pivot_table(index='label', columns='split', values='path', aggfunc='count').fillna(0)
-    ax = Figure(figsize=(4.6, 2.5), layout='constrained').add_subplot()
+    ax = new_figure(4.6, 2.5).add_subplot()
     left = 0
     for side,shade in zip(SPLITS, ('#4878A8', '#90B4D6', '#222222', '#CCCCCC')):
         if side not in t or not t[side].sum(): continue
@@ -158,7 +159,7 @@ def plot_curves(history:list)->Figure|None:
     if len(h) < 2: return None
     panels = {'loss': h.filter(like='loss'), 'validation accuracy, %': 100*h.filter(like='accuracy')}
     panels = {name: t for name,t in panels.items() if t.size}
-    fig = Figure(figsize=(4.6, 2.5), layout='constrained')
+    fig = new_figure(4.6, 2.5)
     for ax,(name,t) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for column,y in t.items():
             label,shade = ('training', '#222222') if column == 'train_loss' else ('validation', '#4878A8')
@@ -183,7 +184,7 @@ def plot_intervals(figs:dict)->Figure:
     "Figures that are shares, with their 95 % intervals"
     shown = {*MAIN, *(k for k in figs if k.startswith(('sensitivity_', 'specificity_')))}-{'weighted_error'}
     names = [k for k,o in figs.items() if k in shown and o['value'] is not None]
-    ax = Figure(figsize=(4.6, .26*len(names)+.6), layout='constrained').add_subplot()
+    ax = new_figure(4.6, .26*len(names)+.6).add_subplot()
     for i,name in enumerate(names):
         o,c = figs[name],name.rpartition('_')[2]
         shade = colour(c) if c in CLASSES else '#222222'
@@ -238,6 +239,24 @@ def errors_section(test:pd.DataFrame, data)->str:
     pictures = {k: data_uri(fig) for k,fig in drawn.items() if fig is not None}
     return render('errors.html.j2', wrong=sum(p.predicted != p.label), scans=len(p), at_hand=at_hand, **pictures)
 
+# %% ../../nbs/api/reporting/report.ipynb #25c94b27
+def maps_section(
+    test:pd.DataFrame, # prediction table of the test scans
+    data, # folder that its paths are relative to
+    bundle, # model bundle: folder
+)->str:
+    "Heat maps of `map_examples`; what keeps them from being drawn is said in their place, and never stops a report"
+    from oct_classify.evaluation.heatmaps import scan_maps
+    from oct_classify.inference.model import OctModel, as_scans
+    t = map_examples(test)
+    try:
+        scans = as_scans([Path(data)/p for p in t.path], t.path)
+        maps = scan_maps(OctModel.load(bundle, engine='torch'), scans, target=list(t.predicted))
+        pictures = [data_uri(beside(m.grey, overlay(m.grey, m.heat))) for m in maps]
+    except Exception as e: return render('maps.html.j2', why=e)
+    t = t.assign(picture=pictures, meaning=[m.meaning for m in maps])
+    return render('maps.html.j2', rows=t.to_dict('records'), wrong=t.wrong.any())
+
 # %% ../../nbs/api/reporting/report.ipynb #228a2671
 def comparison_section(m:dict)->str:
     "Differences to another model on the same scans, and several seeds; '' where there is neither"
@@ -272,12 +291,12 @@ def write_report(
     check:SplitCheck|None=None, # of the split, where there was one
     strata:pd.DataFrame|None=None, # of `by_stratum`
     checklist:pd.DataFrame|None=None, # of `crosswalk`
+    maps:tuple=(), # `maps_section`, where there is one
 ):
     "Write a self-contained HTML report"
     from oct_classify.inference.bundle import RESEARCH_USE
     p,figs = check_predictions(preds),m['test']
-    ax = Figure(figsize=(4.4, 4), layout='constrained').add_subplot()
-    drawn = dict(matrix=plot_confusion(p, ax).figure, intervals=plot_intervals(figs))
+    drawn = dict(matrix=plot_confusion(p), intervals=plot_intervals(figs))
     if df is not None: drawn |= dict(samples=plot_samples(df, data), counts=plot_counts(df))
     if history: drawn['curves'] = plot_curves(history)
     write_page(path, 'report.html.j2', heading, warnings=warnings, check=check, research=RESEARCH_USE, figures=figs,
@@ -286,7 +305,7 @@ def write_report(
         resamples=m.get('resamples', 2000), training=training_course(history) if history else None,
         by_class=class_table(figs), table=figure_table(figs).to_dict('records'),
         sections=[comparison_section(m), calibration_section(m, p), thresholds_section(m, p), abstention_section(m, p),
-            strata_section(m, strata), errors_section(p, data)],
+            strata_section(m, strata), errors_section(p, data), *maps],
         dropped=None if df is None else dropped_reasons(df), made_with=made_with,
         standards='' if checklist is None else checklist_section(checklist),
         **{k: data_uri(fig) for k,fig in drawn.items() if fig is not None})
@@ -319,7 +338,7 @@ def plot_sides(policies:dict)->Figure:
     "Figures of several policies with their 95 % intervals, one below the other"
     known = [{k for k,o in m['test'].items() if o['value'] is not None} for m in policies.values()]
     names = [k for k in MAIN if k in set.intersection(*known) and k != 'weighted_error']
-    ax = Figure(figsize=(7, .42*len(names)+1), layout='constrained').add_subplot()
+    ax = new_figure(7, .42*len(names)+1).add_subplot()
     for j,(policy,shade) in enumerate(zip(policies, ('#222222', '#4878A8', '#E69F00'))):
         t = 100*pd.DataFrame([policies[policy]['test'][k] for k in names])
         y = np.arange(len(names))+(j-(len(policies)-1)/2)*.22
