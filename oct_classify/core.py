@@ -1,4 +1,4 @@
-"""The words every other module uses: classes, scan names, seeds, safe reading and safe writing
+"""What every other module uses: classes, scan names, seeds, safe reading and safe writing
 
 Docs: https://oct-classify.github.io/oct_classify/api/core.html.md"""
 
@@ -32,24 +32,24 @@ CLASSES = ('CNV', 'DME', 'DRUSEN', 'NORMAL')
 URGENT = ('CNV', 'DME')
 
 def known_classes(classes)->tuple:
-    "The class folders to look for with a model: all four, so that none is overlooked, or its own where it has others"
+    "The class folders to look for with a model: all four, so that none is missed, or the model's own if it has others"
     return CLASSES if set(classes) <= set(CLASSES) else tuple(classes)
 
 class OctError(Exception):
-    "A mistake that its reader can mend: the message is one sentence that says how"
+    "An error that the user can fix: the message is one sentence that says how"
 
 class CheckFailed(OctError):
-    "A check that was asked for failed; the command ends with exit code 1"
+    "A requested check failed; the command ends with exit code 1"
 
 ScanName = namedtuple('ScanName', 'label patient number') # the parts of a Kermany file name
 
 def class_word(name)->str:
-    "A class name in the spelling in which it is compared and stored: no space around it, capitals, composed letters"
+    "A class name as it is compared and stored: no space around it, capitals, composed letters (NFC)"
     return normalize('NFC', normalize('NFC', str(name).strip()).casefold().upper())
 
 def scan_name(path, classes=())->ScanName|None:
-    """What a file name such as `CNV-1016042-3.jpeg`, or that of its copy, `CNV-1016042-3 (1).jpeg`, says; None where it
-    does not follow the pattern. A label is made of letters, or is one of `classes`: a date is no patient"""
+    """The parts of a file name such as `CNV-1016042-3.jpeg`, or of its copy, `CNV-1016042-3 (1).jpeg`; None if it does
+    not follow the pattern. A label is made of letters or is one of `classes`, so that a date is not a patient"""
     m = re.fullmatch(r'(.+?)-(\d{1,18})-(\d{1,18})(?:(?:[ _(]|-\D).*)?\.\w+(?:#.+)?', re.split(r'[\\/]', str(path))[-1])
     if not m: return None
     label = class_word(m[1])
@@ -66,17 +66,17 @@ def printable(path)->str:
     return str(path).encode('utf-8', 'backslashreplace').decode()
 
 def amount(n:float)->str:
-    "A number of bytes as people read it, '5.5 GB', in powers of 1,000"
+    "A number of bytes in readable form, '5.5 GB', in powers of 1,000"
     for unit in ('B', 'kB', 'MB', 'GB', 'TB', 'PB'):
         if n < 999.5 or unit == 'PB': break
         n /= 1000
     return f'{n:.{1 if unit != "B" and n < 9.95 else 0}f} {unit}'
 
 # %% ../nbs/api/core.ipynb #53ee18fd
-RANGES = (1, 100, *(2**bits-1 for bits in (8, 10, 12, 14, 16, 32, 64))) # what greys from 0 on may end at
+RANGES = (1, 100, *(2**bits-1 for bits in (8, 10, 12, 14, 16, 32, 64))) # upper ends of ranges that start at 0
 
 def grey_range(a:np.ndarray)->tuple: # lowest, highest
-    "The range that the greys of a scan are stored in, by the least and the largest of them alone"
+    "The range that a scan's greys were stored in, judged only by their smallest and largest value"
     low,high = a.min(),a.max()
     whole = a.dtype.kind != 'f'
     if low < 0 and whole: # signed
@@ -87,7 +87,7 @@ def grey_range(a:np.ndarray)->tuple: # lowest, highest
     return 0, next((end for end in RANGES if high <= end), high)
 
 def eight_bits(a:np.ndarray)->np.ndarray:
-    "Numbers of any kind as uint8, their `grey_range` spread over 0 to 255; what is no number is black"
+    "Numbers of any kind as uint8, with their `grey_range` spread over 0 to 255; NaN and infinity become 0 first"
     if a.dtype == np.uint8 or not a.size: return a.astype(np.uint8)
     if a.dtype.kind == 'f': a = np.nan_to_num(a, nan=0, posinf=0, neginf=0)
     low,high = map(float, grey_range(a))
@@ -95,7 +95,7 @@ def eight_bits(a:np.ndarray)->np.ndarray:
     return np.rint((a.astype(np.float32)-low)*(255/(high-low))).astype(np.uint8)
 
 def to_image(a)->Image.Image:
-    "An array or tensor (H, W), (H, W, 1) or (H, W, 3 or 4), channels perhaps first, of any numbers; `OctError` else"
+    "An array or tensor of numbers, (H, W), (H, W, 1), (H, W, 3 or 4) or channels first, as an image; else `OctError`"
     a = np.asarray(a)
     if a.dtype.kind not in 'buif': raise OctError(f'The array holds {a.dtype}, but a scan is made of numbers.')
     if a.ndim == 3 and a.shape[0] in (1, 3) and a.shape[2] not in (1, 3, 4): a = np.moveaxis(a, 0, 2)
@@ -108,16 +108,16 @@ def to_grey(im:Image.Image)->np.ndarray:
     "Any decoded image as uint8 greys (H, W)"
     if im.mode in ('I', 'F') or im.mode.startswith('I;16'):
         grey = eight_bits(np.asarray(im))
-        return 255-grey if getattr(im, 'tag_v2', {}).get(262) == 0 else grey # white is zero, as Pillow knows of 8 bits
+        return 255-grey if getattr(im, 'tag_v2', {}).get(262) == 0 else grey # white is zero; Pillow knows for 8 bits
     if 'transparency' in im.info or im.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa'):
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, (0, 0, 0, 255)), im)
     return np.asarray(im.convert('L'))
 
-MIN_SIDE = 32 # pixels: shortest side that is accepted
+MIN_SIDE = 32 # pixels: shortest accepted side
 MAX_PIXELS = 20_000_000 # largest area
-IMAGES = ('.jpeg', '.jpg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif') # endings of picture files
-FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'DIB', 'WEBP', 'GIF', 'JPEG2000', 'PPM') # not PostScript: that runs programs
+IMAGES = ('.jpeg', '.jpg', '.png', '.tif', '.tiff', '.bmp', '.webp', '.gif') # file endings of pictures
+FORMATS = ('JPEG', 'PNG', 'TIFF', 'BMP', 'DIB', 'WEBP', 'GIF', 'JPEG2000', 'PPM') # not PostScript, which runs programs
 
 def why_unreadable(e:Exception)->str:
     "Why a picture can't be read, in our words"
@@ -138,14 +138,14 @@ def check_bytes(n:int, limit:int|None=None):
     if n > limit: raise OctError(f'The file has {amount(n)}, but at most {amount(limit)} are accepted.')
 
 def check_file(path, limit:int|None=None):
-    "`path`, if it is a file, not a pipe or a device, of an accepted size; raises `OctError`"
+    "`path`, if it is a regular file (no pipe or device) of an accepted size; raises `OctError`"
     st = os.stat(path)
     if not stat.S_ISREG(st.st_mode): raise OctError('It is not a file that can be read.')
     check_bytes(st.st_size, limit)
     return path
 
 def read_file(path, limit:int|None=None)->bytes:
-    "The bytes of a file that `check_file` accepts; none of one of the system's that grows while it is read"
+    "The bytes of a file that `check_file` accepts, up to its size when opened"
     with open(check_file(path, limit), 'rb') as f: return f.read(os.fstat(f.fileno()).st_size)
 
 def check_passes(code:bytes, w:int, h:int):
@@ -154,13 +154,13 @@ def check_passes(code:bytes, w:int, h:int):
         raise OctError('The JPEG is stored in more passes than any camera writes: save it anew.')
 
 def file_of(path)->str:
-    "The file of a scan, whose path may go on to one of its frames, as in `eye.vol#3`"
+    "The file of a scan whose path may end with a frame, as in `eye.vol#3`"
     path = os.fspath(path)
     while '#' in path and not os.path.lexists(path): path = path.rpartition('#')[0]
     return path
 
 def is_here(folder, path)->bool:
-    "Is the file of a scan, by its path below `folder`, there?"
+    "Does the file of a scan, given by its path below `folder`, exist?"
     return os.path.isfile(file_of(Path(folder)/path))
 
 UPRIGHT = { # by the orientation in EXIF
@@ -168,16 +168,16 @@ UPRIGHT = { # by the orientation in EXIF
     7: lambda a: np.rot90(a, 2).T, 8: np.rot90}
 
 def orientation(im:Image.Image)->int:
-    "How a picture is to be turned, 1 to 8; Pillow itself turns TIFF"
+    "The EXIF orientation of a picture, 1 to 8; Pillow itself turns TIFF"
     try: return im.getexif().get(0x112, 1) if 'exif' in im.info else 1
-    except Exception: return 1 # whatever damaged EXIF makes Pillow say
+    except Exception: return 1 # damaged EXIF raises many kinds of error
 
 def open_image(source)->Image.Image:
-    "A path, bytes, PIL image, array or tensor as a PIL image that is not decoded yet; `OctError` for what is none"
+    "A path, bytes, PIL image, array or tensor as a PIL image that is not decoded yet; raises `OctError` for others"
     if isinstance(source, Image.Image): return source.copy()
     if hasattr(source, '__array__'): return to_image(source)
     if not isinstance(source, bytes) and not os.fspath(source).lower().endswith(IMAGES):
-        from oct_classify.inference.inputs import image_in # of a volume or DICOM; only here, as it reads by this module
+        from oct_classify.inference.inputs import image_in # of a volume or DICOM; here, because it imports this module
         held = image_in(source)
         if held is not None: return open_image(held)
     code = source if isinstance(source, bytes) else read_file(source, MAX_PICTURE)
@@ -187,7 +187,7 @@ def open_image(source)->Image.Image:
     return im
 
 def read_scaled(source, at_least=None):
-    "What `read_grey` gives, and (height, width) as stored; `OctError` says why a source can't be read"
+    "The result of `read_grey`, and (height, width) as stored; raises `OctError` that says why a source can't be read"
     try:
         with open_image(source) as im:
             turn = orientation(im)
@@ -205,26 +205,26 @@ def read_scaled(source, at_least=None):
     except Exception as e: raise OctError(why_unreadable(e)) from None
 
 def read_grey(source, at_least=None)->np.ndarray:
-    "Greys (H, W) uint8 of a path, bytes, image or array, at 1/2, 1/4 or 1/8 where not below (height, width) `at_least`"
+    "Greys (H, W) uint8 of a path, bytes, image or array, shrunk to 1/2, 1/4 or 1/8 if still `at_least` (height, width)"
     return read_scaled(source, at_least)[0]
 
 # %% ../nbs/api/core.ipynb #ea080c0e
 def make_dir(path, hint:str='choose another --out')->Path:
-    "Create a folder for output; where that fails, the `OctError` says why, and as `hint` what to do"
+    "Create a folder for output; if that fails, `OctError` says why, and `hint` says what to do"
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OctError(f"The folder {path} can't be made ({e.strerror}): {hint}.") from None
     return path
 
 def disk_error(e:OSError, path)->OctError:
-    "What a refusing disk means: it is full, or not ours to write on"
+    "The `OctError` for an error of the disk: it is full, or may not be written to"
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OctError(f'The disk is full: {path} was not written; free some space and run the same command again.')
     return OctError(f"{path} can't be written ({e.strerror}): choose a folder you may write to.")
 
 @contextlib.contextmanager
 def claimed(path):
-    "While it is written, a lock on a file or folder, which falls with the process; yields whether it was free"
+    "Lock a file or folder while it is written, until the process ends at the latest; yields whether it was free"
     try: import fcntl
     except ImportError: # Windows
         yield False
@@ -237,17 +237,17 @@ def claimed(path):
     finally: os.close(held)
 
 def sweep(path:Path):
-    "Remove what writers of `path` that were killed left beside it, or put back the folder that they had moved aside"
+    "Remove what killed writers of `path` left beside it, or put back the folder that they had moved aside"
     for left in map(Path, glob.glob(f'{glob.escape(str(path.parent))}/.{glob.escape(path.name)}.????????.[op]*')):
         with contextlib.suppress(OSError), claimed(left) as free:
-            if not free or time.time()-left.stat().st_ctime < 2: continue # its writer may be about to claim it
+            if not free or time.time()-left.stat().st_ctime < 2: continue # its writer may be about to lock it
             if left.suffix == '.old' and not path.exists(): os.replace(left, path)
             elif left.is_dir(): shutil.rmtree(left)
             else: left.unlink()
 
 @contextlib.contextmanager
 def atomic_write(path, mode:str='w'):
-    "A file (UTF-8, or bytes with 'wb') that appears under `path` complete or not at all; `OctError` where it can't"
+    "A file (UTF-8, or bytes with 'wb') that appears at `path` complete or not at all; raises `OctError` if it can't"
     path = Path(path)
     if not path.name or path.is_dir(): raise OctError(f'{path} is a folder: give the name of a file to write.')
     sweep(path)
@@ -265,7 +265,7 @@ def atomic_write(path, mode:str='w'):
 
 @contextlib.contextmanager
 def atomic_dir(path):
-    "A folder that appears under `path` whole or not at all, in place of an older one; raises `OctError` as above"
+    "A folder that appears at `path` complete or not at all, replacing an older one; raises `OctError` if it can't"
     path = Path(path)
     tmp = make_dir(path.parent)/f'.{path.name}.{secrets.token_hex(4)}.part'
     old = tmp.with_suffix('.old')
@@ -283,7 +283,7 @@ def atomic_dir(path):
 
 # %% ../nbs/api/core.ipynb #ea58fcae
 def set_seed(seed:int):
-    "Seed Python's, NumPy's and torch's generators"
+    "Seed the generators of Python, NumPy and torch"
     import torch
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -292,53 +292,53 @@ def set_seed(seed:int):
 _quiet = False
 
 def quiet(on:bool=True):
-    "Silence (or allow again) progress bars and `say` in this process"
+    "Switch progress bars and `say` off (or on again) in this process"
     global _quiet
     _quiet = on
 
 @contextlib.contextmanager
 def quietly():
-    "Neither progress bars nor `say` within; what was set before holds again afterwards"
+    "No progress bars and no `say` inside; the earlier setting is restored afterwards"
     before = _quiet
     quiet()
     try: yield
     finally: quiet(before)
 
 def one_line(text)->str:
-    "Text for a terminal: control characters, as a file name may hold them, are shown and not obeyed"
+    "Text for a terminal: control characters, as in a file name, are shown and have no effect"
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 def heard():
-    "The stream for what is said to the person who waits: standard error, or in a notebook standard output"
+    "The stream for messages to the user: standard output in a notebook, else standard error"
     return sys.stdout if hasattr(ipython_shell(), 'kernel') else sys.stderr
 
 def say(*args):
-    "One line for the person who waits, see `heard`; nothing when `quiet`"
+    "Print one line for the user to the stream `heard`, unless `quiet`"
     if _quiet: return
     stream = heard()
-    tqdm.write(one_line(' '.join(map(str, args))), file=stream) # clears the bar that is there, and draws it again below
+    tqdm.write(one_line(' '.join(map(str, args))), file=stream) # clears a bar that is there, and draws it again below
     stream.flush()
 
 def progress(it=None, total:int|None=None, desc:str='', **kwargs):
-    "`it` with tqdm's progress bar where a person watches; without `it`, its method `update` moves the bar"
+    "`it` with tqdm's progress bar if a person can see it; without `it`, call its method `update` to move the bar"
     stream = heard()
     unseen = _quiet or stream is sys.stderr and not stream.isatty()
     return tqdm(it, total=total, desc=desc, leave=False, disable=unseen, file=stream, **kwargs)
 
 def plural(n:int, one:str, many:str|None=None)->str:
-    "A count with its word: '1 scan', '2,000 scans'; `many` is what others are called, by default with an s"
+    "A count with its word: '1 scan', '2,000 scans'; `many` is the plural, by default `one` with an s"
     return f'{n:,} {one if n == 1 else many or one+"s"}'
 
 def delimiter(text:str)->str:
-    "What separates the columns of a CSV: ',', or the ';' or tab that spreadsheets write where the comma is in numbers"
+    "The delimiter of a CSV file's columns: comma, semicolon or tab, by the first line"
     return max(',;\t', key=text.partition('\n')[0].count)
 
 def digest(path, kind:str='sha256')->str:
-    "The hash of a file in hexadecimal; raises `OSError` where it can't be read, `OctError` where it is no file"
+    "The hash of a file in hexadecimal; raises `OSError` if it can't be read, `OctError` if it is not a regular file"
     with open(check_file(path, sys.maxsize), 'rb') as f: return hashlib.file_digest(f, kind).hexdigest()
 
 def secret(name:str)->str|None:
-    "The secret `name` from the environment or Colab's userdata, or None; `OctError` where Colab withholds it"
+    "The secret `name` from the environment or Colab's userdata, or None; raises `OctError` if Colab withholds it"
     value = os.environ.get(name, '').strip()
     if value: return value
     try:
@@ -350,45 +350,45 @@ def secret(name:str)->str|None:
         'and switch on its notebook access.')
 
 # %% ../nbs/api/core.ipynb #08da8a79
-FORMULAS = ('=', '+', '-', '@', '\t', '\r') # with which a cell of a spreadsheet begins that is run
+FORMULAS = ('=', '+', '-', '@', '\t', '\r') # a spreadsheet runs a cell that begins with one of these
 
 def change_text(table, change):
-    "A pandas table with `change` made to the text in its cells and titles"
+    "A pandas table with `change` applied to the text in its cells and titles"
     texts = [c for c in table if table[c].dtype.kind == 'O']
     return table.assign(**{c: table[c].map(change, na_action='ignore') for c in texts}).rename(columns=change)
 
 def to_csv(table, **kwargs)->str:
-    "A pandas table as CSV in which no cell is a formula: an apostrophe stands in front"
+    "A pandas table as CSV without formulas: text that looks like one gets an apostrophe in front"
     def harmless(cell): return "'"+cell if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
     return change_text(table, harmless).to_csv(index=False, **kwargs)
 
 def as_written(table):
-    "A pandas table read from CSV without the apostrophes of `to_csv`"
+    "A pandas table read from CSV, without the apostrophes of `to_csv`"
     def original(cell): return cell[1:] if str(cell)[:1] == "'" and cell[1:].startswith(FORMULAS) else cell
     return change_text(table, original)
 
-MAX_LISTING = 48_000_000 # bytes of the directory of an archive, in which a file takes a hundred
+MAX_LISTING = 48_000_000 # bytes of an archive's directory, where each file takes about a hundred
 
 def checked_zip(f)->zipfile.ZipFile:
-    "An open zip file, whose directory is checked before Python reads it; raises `OctError`, or `BadZipFile`"
+    "An open zip file whose directory is checked before Python reads it; raises `OctError`, or `BadZipFile`"
     end = zipfile._EndRecData(f)
     if end and end[zipfile._ECD_SIZE] > MAX_LISTING:
         raise OctError('The zip file lists more members than are accepted: split it.')
     return zipfile.ZipFile(f)
 
 def swells(size:int, packed:int)->bool:
-    "Is a file of an archive a bomb: over `MAX_FILE` bytes, or over 10 MB and a hundred times its `packed` bytes?"
+    "Is a file in an archive a bomb: over `MAX_FILE` bytes, or over 10 MB and a hundred times its `packed` bytes?"
     return size > MAX_FILE or size > max(10_000_000, 100*packed)
 
 # %% ../nbs/api/core.ipynb #b8d05c13
 def cpu_use(stat='/proc/stat')->np.ndarray:
-    "Linux's counts since the start: ticks of all cores, idle ones among them, this process's CPU seconds, seconds"
-    ticks = [int(o) for o in Path(stat).read_text().split(maxsplit=9)[1:9]] # what guests use is in the first
+    "Linux's counts since the start: ticks of all cores, idle ticks, this process's CPU seconds, and seconds"
+    ticks = [int(o) for o in Path(stat).read_text().split(maxsplit=9)[1:9]] # what guests use is included in the first
     own = os.times()
     return np.array([sum(ticks), ticks[3]+ticks[4], own.user+own.system, own.elapsed])
 
 def spare_cores(sample:float=.5, stat='/proc/stat')->int:
-    "Threads for long work: cores that others leave free in `sample` seconds (all where no `stat`), or OMP_NUM_THREADS"
+    "Threads for long work: cores that others leave free in `sample` seconds (all if no `stat`), or OMP_NUM_THREADS"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     limit = os.environ.get('OMP_NUM_THREADS', '').strip()
     most = min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
@@ -402,7 +402,7 @@ def spare_cores(sample:float=.5, stat='/proc/stat')->int:
     return max(1, min(most, cores - round(others)))
 
 def ahead(f, items, workers:int=1, most:int=2):
-    "`map(f, items)` in `workers` threads, at most `most` calls ahead of what was taken; errors in `f` are raised here"
+    "`map(f, items)` in `workers` threads, at most `most` calls ahead of the results taken; raises the errors of `f`"
     pool,items,queue = ThreadPoolExecutor(workers),iter(items),deque()
     try:
         queue.extend(pool.submit(f, o) for o in islice(items, most))

@@ -31,8 +31,8 @@ from ..plotting import *
 from ..reporting.page import *
 
 # %% ../../nbs/api/data/audit.ipynb #2e87ad1d
-SLIVER = 32 # of 256 greys: scans that use fewer were stored in more bits than were filled
-UNKNOWN_SHARE = .05 # a test with more scans of unknown patients than that, on either side, can't be vouched for
+SLIVER = 32 # of 256 greys; scans that use fewer were probably stored in too many bits
+UNKNOWN_SHARE = .05 # if more than this share of a side has unknown patients, the test can't be vouched for
 FAMILIES = dict(
     geometry=('width', 'height', 'band'),
     border=('white', 'white_top', 'white_bottom', 'white_left', 'white_right'),
@@ -45,7 +45,7 @@ def block_sums(a, k=4):
     return sum(a[i::k] for i in range(k))
 
 def statistics(grey:np.ndarray)->dict:
-    "What is known of a scan (H, W) uint8 without its retina, as in `FAMILIES`: greys 0 to 255, shares 0 to 1"
+    "Statistics of a scan (H, W) uint8 that ignore its retina, as in `FAMILIES`: greys 0 to 255, shares 0 to 1"
     h,w = (o//4*4 for o in grey.shape)
     f = grey[:h,:w].astype(np.float32)
     m = block_sums(f)/16
@@ -64,12 +64,12 @@ def statistics(grey:np.ndarray)->dict:
     return {k: float(v) for k,v in out.items()}
 
 def look(grey:np.ndarray)->dict:
-    "What the audit wants to know of each picture: `statistics` and `hash_columns`"
+    "What the audit measures in each picture: `statistics` and `hash_columns`"
     return statistics(grey) | hash_columns(grey)
 
 # %% ../../nbs/api/data/audit.ipynb #5085d465
 def unknown_sides(f:dict)->str:
-    "Why `audit --strict` can't vouch for a test, by the `findings`; '' where enough patients are known on both sides"
+    "Why `audit --strict` can't vouch for a test, from the `findings`; '' if enough patients are known on both sides"
     sides = {side: o for side,o in f['unknown_by_side'].items() if o['unknown'] > UNKNOWN_SHARE*o['scans']}
     if not sides: return ''
     hidden = ', '.join(f"{o['unknown']:,} of {o['scans']:,} {side} scans" for side,o in sides.items())
@@ -95,7 +95,7 @@ def usable(table:pd.DataFrame)->pd.DataFrame:
     return table[table.error == '']
 
 def leaks(table:pd.DataFrame)->pd.DataFrame:
-    "What the usable scans of two folders share, a row per pair of folders and kind: patients, pictures, chains of both"
+    "What usable scans of two folders share; a row per pair of folders and kind: patients, pictures, chains of both"
     t = usable(table)
     t = t.assign(picture=picture(t), group=components(t))
     rows = []
@@ -108,28 +108,28 @@ def leaks(table:pd.DataFrame)->pd.DataFrame:
     return pd.DataFrame(rows, columns=['what', 'side', 'other', 'shared', 'scans', 'other_scans'])
 
 def leaking(table:pd.DataFrame)->pd.Series:
-    "Which usable scans share patient or picture, directly or in a chain, with a usable one across the test's border?"
+    "Mask of usable scans that share patient or picture, directly or in a chain, with the other side of the test"
     t = usable(table)
     group,test = components(t),t.folder == 'test'
     both = test.groupby(group).transform('any') & (~test).groupby(group).transform('any')
     return both.reindex(table.index, fill_value=False)
 
 def touched(table:pd.DataFrame)->int:
-    "How many test scans leak"
+    "The number of test scans that leak"
     return int((leaking(table) & (table.folder == 'test')).sum())
 
 def conflicts(table:pd.DataFrame)->pd.DataFrame:
-    "The files of all pictures that lie under two classes: picture, path, label"
+    "The files of all pictures that are under two classes: picture, path, label"
     t = table[table.width > 0].assign(picture=picture)
     several = (t.picture != '') & (t.groupby('picture').label.transform('nunique') > 1)
     return t.loc[several, ['picture', 'path', 'label']].sort_values(['picture', 'path'], ignore_index=True)
 
 def misnamed(table:pd.DataFrame)->pd.DataFrame:
-    "Files that can be read and not used: name and folder disagree about the class"
+    "Readable files that are not used, because name and folder give different classes"
     return table[(table.width > 0) & (table.error != '')]
 
 def flags(table:pd.DataFrame)->pd.Series:
-    "What is held against each scan of a table with `duplicate_of`: words divided by commas, '' where nothing is"
+    "The flags of each scan of a table with `duplicate_of`, separated by commas; '' if there are none"
     marks = {
         'unusable': table.error != '',
         'misnamed': table.index.isin(misnamed(table).index),
@@ -141,13 +141,13 @@ def flags(table:pd.DataFrame)->pd.Series:
 
 # %% ../../nbs/api/data/audit.ipynb #7aab32aa
 def held_out(x, y, group, seed):
-    "Classes predicted by forests that have not met the scan's group; None where there are too few groups or classes"
+    "Classes predicted by forests that have not seen the scan's group; None if there are too few groups or classes"
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     k = min(5, int(pd.Series(group).groupby(y).nunique().min()))
     if k < 2 or len(set(y)) < 2: return None
     trees = 30 if x.shape[1] == 1 else 100
-    # in one thread: several share the list of warning filters, and may find it empty
+    # one thread, because several share the list of warning filters and may find it empty
     forest = RandomForestClassifier(trees, min_samples_leaf=3, class_weight='balanced', random_state=seed)
     return cross_val_predict(forest, x, y, groups=group, cv=StratifiedGroupKFold(k, shuffle=True, random_state=seed))
 
@@ -159,12 +159,12 @@ def balanced_accuracy(y, predicted, group)->tuple:
     return float((right.sum()/of.sum()).mean()), *map(float, np.quantile(draws, [.025, .975]))
 
 def shortcuts(
-    table:pd.DataFrame, # scan table with the columns of `statistics`; of more than 4,000 scans a sample is taken
+    table:pd.DataFrame, # scan table with the columns of `statistics`; if it has more than 4,000 scans, a sample is used
     root, # folder that its paths are relative to
-    size=224, # what `prepare` makes of a scan
+    size=224, # as in `prepare`
     view:str='whole', # one of `VIEWS`
-)->pd.DataFrame: # statistics, stage ('as shipped', 'prepared'), value, low, high, chance, n; empty for too few patients
-    "What a forest tells of the class from `statistics` alone, patients held out: all, the frame, by family, one by one"
+)->pd.DataFrame: # statistics, stage ('as shipped', 'prepared'), value, low, high, chance, n; empty if patients are few
+    "How well a forest predicts the class of new patients from `statistics`: all, the frame, each family, one by one"
     t = usable(table.assign(group=components(table)))
     if len(t) > 4000: t = t.groupby('label').sample(frac=4000/len(t), random_state=0)
     def measured(path):
@@ -185,7 +185,7 @@ def shortcuts(
 
 # %% ../../nbs/api/data/audit.ipynb #3c036538
 def plot_class(t, root, label:str, n:int=8)->Figure:
-    "Up to `n` usable scans of a class, drawn by lot from the scan table of `root`, of as many patients as there are"
+    "Up to `n` random usable scans of a class from the scan table of `root`, of as many patients as possible"
     o = t[(t.label == label) & (t.error == '')].sample(frac=1, random_state=1)
     again = o.patient.duplicated() & o.patient.notna()
     o = pd.concat([o[~again], o[again]])[:n]
@@ -204,7 +204,7 @@ def plot_means(t, root)->Figure:
     return contact_sheet(bright, classes, map(colour, classes), len(classes), height=1.85)
 
 def plot_statistics(t)->Figure:
-    "How the classes differ in what has nothing to do with lesions: quartiles, and 5 to 95 %"
+    "How the classes differ in statistics that have nothing to do with lesions: quartiles, and 5 to 95 %"
     units = dict(brightness='grey', contrast='grey', speckle='spread / mean', background='grey', noise='grey',
         band='share of height', white='share of frame')
     classes = dict(list(usable(t).groupby('label')))
@@ -221,7 +221,7 @@ def plot_statistics(t)->Figure:
     return fig
 
 def plot_files(files, root, labels):
-    "Pairs (path, note) of `files` as pictures, with the class by path in `labels`; None where there is none"
+    "Pairs (path, note) of `files` as pictures, with their class from `labels` by path; None if there are none"
     if not files: return None
     captions = [f'{"/".join(PurePosixPath(p).parts[-3:])[:42]}\n{labels[p]}{note}' for p,note in files]
     return contact_sheet([Path(root)/p for p,_ in files], captions, [colour(labels[p]) for p,_ in files], height=1.85)
@@ -236,18 +236,18 @@ def plot_pairs(pairs, root, labels):
 # %% ../../nbs/api/data/audit.ipynb #1051ad50
 @dataclass(frozen=True)
 class Finding:
-    "What would bias a test, or what a person should look at; as text, a sentence that says what to do"
+    "Something that would bias a test or that a person should look at; as text, a sentence that says what to do"
     kind:str # leak, test conflict, test duplicate, conflict, misnamed, unknown patients or greys
-    count:int # patients or pictures that leak; else scans, pictures or files; greys in use
-    of:int=0 # test scans there are; greys in use where most are
-    example:str='' # path of one; of unknown patients, what can't be seen; of greys, the class
-    leak:str='' # patients or pictures; of greys, the class of most
-    places:tuple=() # where these are besides test: (folder, how many, test scans)
-    touched:int=0 # test scans known through all leaks; in the last of them
+    count:int # patients or pictures that leak; else scans, pictures or files; for greys, how many are in use
+    of:int=0 # number of test scans; for greys, how many are in use in the class with most
+    example:str='' # path of one; for unknown patients, what can't be seen; for greys, the class
+    leak:str='' # patients or pictures; for greys, the class with most
+    places:tuple=() # where else these are: (folder, how many, test scans)
+    touched:int=0 # test scans known through any leak; given in the last leak only
 
     def __str__(self):
         n,of,example = self.count,self.of,self.example
-        s = 's' if n == 1 else '' # of verbs
+        s = 's' if n == 1 else '' # for verbs
         tests = f'{plural(n, "test scan")} of {of:,}'
         known = f'{plural(self.touched, "test scan")} of {of:,} ({self.touched/max(of, 1):.0%})'
         shared = [f'{plural(k, self.leak[:-1])} with {o} ({m:,} of {of:,} test scans)' for o,k,m in self.places]
@@ -266,7 +266,7 @@ class Finding:
             'unknown patients': example}[self.kind]
 
 def within_test(table:pd.DataFrame)->list:
-    "A `Finding` each if test scans bear two labels or repeat one another"
+    "A `Finding` each if test scans have two labels or repeat one another"
     test,out = usable(table[table.folder == 'test']),[]
     relabelled = test.path[test.path.isin(conflicts(table).path)]
     pictures = picture(test)
@@ -276,17 +276,17 @@ def within_test(table:pd.DataFrame)->list:
     return out
 
 def bias(table:pd.DataFrame)->list:
-    "A `Finding` for whatever would bias a test on the folders as they are; what can't be seen tells `unknown_sides`"
+    "A `Finding` for everything that would bias a test on the folders as they are, except what `unknown_sides` tells"
     found,n,out = leaks(table),len(usable(table[table.folder == 'test'])),[]
     found = found[(found.side == 'test') & (found.shared > 0) & (found.what != 'chains of both')]
     for what,o in found.groupby('what'):
-        known = touched(table) if what == found.what.max() else 0 # told once
+        known = touched(table) if what == found.what.max() else 0 # said only once
         places = tuple(zip(o.other, o.shared, o.scans))
         out.append(Finding('leak', int(o.shared.sum()), n, leak=what, places=places, touched=known))
     return out + within_test(table)
 
 def uneven_greys(table:pd.DataFrame)->list:
-    "A `Finding` where half of a class's scans in a folder use a sliver of the 256 greys, or far fewer than others"
+    "A `Finding` if half of a class's scans in a folder use very few of the 256 greys, or far fewer than others"
     if 'span' not in table: return []
     t = usable(table)
     of = t.groupby([t.label+t.folder.map(lambda o: o and f' ({o})')]).span.agg(['median', 'size'])
@@ -295,7 +295,7 @@ def uneven_greys(table:pd.DataFrame)->list:
     return [Finding('greys', round(of.min()), round(of.max()), of.idxmin(), leak=of.idxmax())]
 
 def remarks(table:pd.DataFrame)->list:
-    "A `Finding` for what a person should know or look at, although it was not found to bias a test"
+    "A `Finding` for everything that a person should know or look at, but that does not bias the test"
     c,m,out = conflicts(table),misnamed(table),[]
     at_test = c.picture[c.path.isin(table.path[table.folder == 'test'])]
     apart = c[~c.picture.isin(at_test)]
@@ -306,7 +306,7 @@ def remarks(table:pd.DataFrame)->list:
     return out + uneven_greys(table)
 
 def findings(table, pairs, short)->dict:
-    "All figures of `audit.json`, from the table and the pairs of `examine` and the table of `shortcuts`"
+    "All values of `audit.json`, from the table and the pairs of `examine` and the table of `shortcuts`"
     size = table[table.width > 0][['width', 'height']].value_counts()
     return counts(table) | dict(
         version=which_version(table), unusable=int((table.error != '').sum()),
@@ -319,11 +319,11 @@ def findings(table, pairs, short)->dict:
 
 # %% ../../nbs/api/data/audit.ipynb #84310742
 def kept_duplicates(table, data, file):
-    "`find_duplicates`, kept in `file` as long as nothing has changed"
+    "`find_duplicates`, stored in `file` until something changes"
     contents = pd.util.hash_pandas_object(table[['path', 'sha256', 'error']], index=False).sum()
     key = f'{contents} {SCHEMA} {RADIUS} {TOTAL} {MATCH}'
     try: pairs = load_table(file)
-    except OctError: pairs = None # there is none, or it is damaged
+    except OctError: pairs = None # missing or damaged
     if pairs is None or pairs.attrs.get('table') != key:
         pairs = find_duplicates(table, data)
         pairs.attrs['table'] = key
@@ -331,8 +331,8 @@ def kept_duplicates(table, data, file):
     return pairs
 
 def examine(data, out, classes=None)->tuple:
-    """Read what is new or changed in `data`, as `scan_source` takes it: the scan table with the columns of `look`,
-    `duplicate_of`, `flags`, and the pairs of `find_duplicates`, both kept in the folder `out`; `OctError` for none"""
+    """Read what is new or changed in `data`, as in `scan_source`: the scan table with the columns of `look`,
+    `duplicate_of`, `flags`, and the pairs of `find_duplicates`, both stored in `out`; `OctError` if there is no scan"""
     file,data = make_dir(out)/'scans.parquet',scan_source(data)
     table = kept_table(data, file, classes, look)
     pairs = kept_duplicates(table, data, Path(out)/'duplicates.parquet')
@@ -346,10 +346,10 @@ def examine(data, out, classes=None)->tuple:
     return table, pairs
 
 def write_audit(path, table, pairs, f, data):
-    "The report of a folder as one HTML page"
+    "Write the report of a folder as one HTML page"
     t,c,labels = usable(table),conflicts(table),table.set_index('path').label
     rest = pairs[~pairs.path.isin(c.path)].sort_values('kind', ascending=False)
-    two = c.drop_duplicates(['picture', 'label']).groupby('picture').path.head(2)[:12] # one file of either class
+    two = c.drop_duplicates(['picture', 'label']).groupby('picture').path.head(2)[:12] # one file of each class
     size = t.width.astype(str)+'x'+t.height.astype(str)
     sizes = pd.crosstab(size.where(size.isin(size.value_counts().index[:8]), 'other'), t.label)
     images = dict(
@@ -364,8 +364,8 @@ def write_audit(path, table, pairs, f, data):
         sheets={o: data_uri(plot_class(t, data, o)) for o in sorted(t.label.unique())})
 
 def audit(data, out='oct-audit', classes=None)->dict:
-    """Look at `data`, as `scan_source` takes it: writes `audit.html`, `audit.json` and what `examine` keeps to `out`;
-    returns what `audit.json` holds; raises `OctError` where nothing can be read"""
+    """Audit `data`, as in `scan_source`: writes `audit.html`, `audit.json` and the tables of `examine` to `out`;
+    returns the content of `audit.json`; raises `OctError` if nothing can be read"""
     data = scan_source(data)
     out = make_dir(out)
     table,pairs = examine(data, out, classes)

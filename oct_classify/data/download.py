@@ -1,4 +1,4 @@
-"""From Kaggle, or from an archive at hand, to a verified folder of scans
+"""From Kaggle, or from an archive that you have, to a verified folder of scans
 
 Docs: https://oct-classify.github.io/oct_classify/api/data/download.html.md"""
 
@@ -24,7 +24,7 @@ from .scans import *
 
 # %% ../../nbs/api/data/download.ipynb #bfcf6b0d
 def version_counts(**folders)->Counter:
-    "Scans by (folder, class), where each folder's are given in the order of `CLASSES`"
+    "Number of scans by (folder, class); each folder's are given in the order of `CLASSES`"
     return Counter({(folder, c): n for folder,counts in folders.items() for c,n in zip(CLASSES, counts)})
 
 VERSIONS = {
@@ -35,7 +35,7 @@ REMARKS = {
     3: 'from Mendeley Data; the 24,825 that version 2 does not have are all NORMAL, in train'}
 
 def which_version(table:pd.DataFrame)->str:
-    "One sentence: which published version a listing with columns folder and label is, judged by its counts"
+    "One sentence that says which published version a table with columns folder and label is, judged by its counts"
     got = Counter(zip(table.folder, table.label))
     folders = [(f or 'in no such folder', (table.folder == f).sum()) for f in ('train', 'val', 'test', '')]
     listed = f'{len(table):,} scans ({", ".join(f"{n:,} {f}" for f,n in folders if n)})'
@@ -51,16 +51,16 @@ def which_version(table:pd.DataFrame)->str:
 KAGGLE = 'paultimothymooney/kermany2018'
 
 def login_files(name:str)->list:
-    "The files called `name` in the folders where Kaggle's client keeps its logins"
+    "The files called `name` in the folders where Kaggle's client stores its logins"
     folders = os.getenv('KAGGLE_CONFIG_DIR'), '~/.kaggle', f"{os.getenv('XDG_CONFIG_HOME') or '~/.config'}/kaggle"
     return [f for f in (Path(d).expanduser()/name for d in folders if d) if f.is_file()]
 
 def find_login()->tuple:
-    "(keyword arguments for Kaggle's client, where they were found); ({}, '') where there is no login"
+    "(keyword arguments for Kaggle's client, where they were found); ({}, '') if there is no login"
     from kagglesdk.kaggle_client import KaggleClient
     from kagglesdk.kaggle_creds import KaggleCredentials
     token,user,key = map(secret, ('KAGGLE_API_TOKEN', 'KAGGLE_USERNAME', 'KAGGLE_KEY'))
-    if token: # or the name of a file that holds one
+    if token: # or the name of a file with the token
         is_file = len(token) < 256 and os.path.isfile(token)
         return dict(api_token=Path(token).read_text().strip() if is_file else token), 'KAGGLE_API_TOKEN'
     for f in login_files('access_token') + login_files('access_token.txt'):
@@ -74,7 +74,7 @@ def find_login()->tuple:
     return (dict(api_token=signed_in.get_access_token()), 'kaggle auth login') if signed_in else ({}, '')
 
 def kaggle_login()->tuple:
-    "What `find_login` gives; raises `OctError` where a login is found that none can be"
+    "The result of `find_login`; raises `OctError` if the login found can't be valid"
     hint = 'make a new token on https://www.kaggle.com/settings'
     try: login,where = find_login()
     except (OSError, ValueError, KeyError, TypeError):
@@ -85,8 +85,8 @@ def kaggle_login()->tuple:
 
 # %% ../../nbs/api/data/download.ipynb #67da561b
 class TryAgain(Exception):
-    "Worth another try: why"
-    wait = None # seconds, where the server says so
+    "A failure that is worth another try, with its reason"
+    wait = None # seconds, if the server says so
 
 NO_LOGIN = ('No Kaggle login was found: make a token on https://www.kaggle.com/settings (under API), put it into the '
             'environment variable or Colab secret KAGGLE_API_TOKEN, and run the same command again.')
@@ -100,14 +100,14 @@ UNTRUSTED = 'Kaggle is not trusted, as behind a proxy: set REQUESTS_CA_BUNDLE, o
 WEB_PAGE = 'A log-in page came instead of the archive: sign in there with a browser, or download in it and give --zip.'
 
 def busy(r, who:str)->TryAgain:
-    "Why to ask `who` again, by its answer"
+    "The reason to ask `who` again, from its answer"
     code,after = r.status_code,r.headers.get('Retry-After')
     again = TryAgain(f'{who} {"is busy" if code in (408, 429) or code >= 500 else "refused"} ({code})')
     with contextlib.suppress(Exception): again.wait = Retry().parse_retry_after(after) # neither seconds nor a date
     return again
 
 def disconnected(e:Exception)->Exception:
-    "Why to try again after a failed connection, or an `OctError` where that is useless"
+    "The reason to try again after a failed connection, or an `OctError` if that is useless"
     if isinstance(e, requests.exceptions.SSLError): return OctError(UNTRUSTED)
     if isinstance(e, requests.exceptions.Timeout): return TryAgain('the server does not answer')
     if isinstance(e, requests.exceptions.ChunkedEncodingError): return TryAgain('the connection broke off')
@@ -116,7 +116,7 @@ def disconnected(e:Exception)->Exception:
 TIMEOUT = 10,60 # seconds to connect, and between two pieces of data
 
 def archive_address(dataset:str)->str:
-    "Where Kaggle stores the archive; raises `OctError` where it refuses, `TryAgain` where that may pass"
+    "The address of the archive at Kaggle's storage; raises `OctError` if Kaggle refuses, `TryAgain` if that may pass"
     from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
     from kagglesdk.kaggle_client import KaggleClient
     login,where = kaggle_login()
@@ -135,18 +135,18 @@ def archive_address(dataset:str)->str:
     raise busy(r, 'Kaggle')
 
 class Part:
-    "An archive that is arriving at `path`, beside a note of what it is a part of"
+    "A partly downloaded archive at `path`, beside a note about the whole archive"
     def __init__(self, file:Path):
         self.path = file.with_name(f'.{file.name}.part')
         self.note = self.path.with_suffix('.json')
 
     def known(self)->dict:
-        "What was noted of the archive; {} where nothing is known"
+        "The note about the archive; {} if there is none"
         try: return json.loads(self.note.read_text()) if self.path.exists() else {}
         except (FileNotFoundError, ValueError): return {} # half a note is no note
 
     def size(self)->int:
-        "Bytes that have arrived; what belongs to nothing known counts for nothing"
+        "Bytes that have arrived; 0 if there is no note about their archive"
         return self.path.stat().st_size if self.known() else 0
 
     def forget(self):
@@ -154,7 +154,7 @@ class Part:
         for f in (self.path, self.note): f.unlink(missing_ok=True)
 
 def describe(headers)->dict:
-    "What tells an archive from others, by the headers of an answer: size, version, MD5"
+    "What identifies an archive in the headers of an answer: size, version, MD5"
     size = (headers.get('Content-Range') or headers.get('Content-Length') or '').rpartition('/')[2]
     stated = re.search(r'md5=([\w+/]+=*)', headers.get('x-goog-hash', ''))
     md5 = base64.b64decode(stated[1]).hex() if stated else None
@@ -162,7 +162,7 @@ def describe(headers)->dict:
     return dict(size=int(size) if size.isdecimal() else None, version=version, md5=md5)
 
 def check_room(*needs):
-    "Raise `OctError` where a disk has less room than the (folder, bytes) pairs need together"
+    "Raise `OctError` if a disk has less space than the (folder, bytes) pairs need together"
     for folder,_ in needs:
         need = sum(n for f,n in needs if os.stat(f).st_dev == os.stat(folder).st_dev)
         free = shutil.disk_usage(folder).free
@@ -170,11 +170,11 @@ def check_room(*needs):
             raise OctError(f'{amount(need)} are needed, but {folder} has only {amount(free)} left: free some space.')
 
 TRIES = 5 # attempts in a row that bring nothing
-PAUSE = 1 # seconds before the second of these, and twice as long before each further one
-LONGEST = 600 # seconds that are waited if the server asks for them
+PAUSE = 1 # seconds before the second of these; each further pause is twice as long
+LONGEST = 600 # seconds to wait at most if the server asks for a pause
 
 def attempt(url:str, part:Part, dest)->dict:
-    "Append to `part` what the storage still has, as long as the line holds; returns what it says of the archive"
+    "Append to `part` what is missing, as long as the connection lasts; returns what the storage says of the archive"
     have = part.size()
     headers = {'Range': f'bytes={have}-', 'Accept-Encoding': 'identity'}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as r:
@@ -200,7 +200,7 @@ def attempt(url:str, part:Part, dest)->dict:
     return new
 
 def persist(dataset:str, part:Part, dest)->dict:
-    "Bring `part` to its full length in as many attempts as it takes; returns what the storage says of the archive"
+    "Bring `part` to its full length in as many attempts as needed; returns what the storage says of the archive"
     idle = 0
     while True:
         before = part.size()
@@ -219,7 +219,7 @@ def persist(dataset:str, part:Part, dest)->dict:
         time.sleep(wait)
 
 def verify(part:Part, about:dict):
-    "Raise `OctError` where `part` is not the archive that `about` describes"
+    "Raise `OctError` if `part` is not the archive that `about` describes"
     if about['size'] not in (None, part.path.stat().st_size): bad = 'length'
     elif about['md5'] not in (None, digest(part.path, 'md5')): bad = 'MD5'
     elif not zipfile.is_zipfile(part.path): bad = 'directory'
@@ -228,7 +228,7 @@ def verify(part:Part, about:dict):
     raise OctError(f'The archive arrived damaged (its {bad} is wrong) and was deleted: run the same command again.')
 
 def fetch(dataset:str, file:Path, dest):
-    "Download the archive of `dataset` to `file`, from where an earlier call stopped"
+    "Download the archive of `dataset` to `file`, resuming an earlier call; raises `OctError` if that fails"
     part,begun = Part(file),time.time()
     try:
         about,had = part.known(),part.size()
@@ -244,10 +244,10 @@ def fetch(dataset:str, file:Path, dest):
 
 # %% ../../nbs/api/data/download.ipynb #41e6fe8a
 DAMAGES = zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError
-MAX_RATIO = 100 # all of an archive unpacked, by its packed size
+MAX_RATIO = 100 # largest allowed ratio of an archive's unpacked to packed size
 
 def target(m:zipfile.ZipInfo)->tuple:
-    "The parts of the path below the folder that a member is unpacked to"
+    "The path that a member is unpacked to, below the folder, as a tuple of its parts"
     names = [o.strip() for o in re.split(r'[/\\]', m.orig_filename.rstrip('/\\'))] # PowerShell 5 writes backslashes
     return tuple(o for o in names if o != '.')
 
@@ -263,7 +263,7 @@ def member_fault(m:zipfile.ZipInfo)->str:
     return ''
 
 def checked_members(z:zipfile.ZipFile, name:str)->list:
-    "(member, path) of every file to unpack; raises `OctError` that names the first member which is refused"
+    "(member, path) of every file to unpack; raises `OctError` that names the first refused member"
     again = 'get the archive from its source again'
     files = [(m, target(m)) for m in z.infolist() if not m.orig_filename.endswith(('/', '\\'))]
     folded = [tuple(o.casefold() for o in path) for _,path in files]
@@ -278,7 +278,7 @@ def checked_members(z:zipfile.ZipFile, name:str)->list:
     return [(m, path) for m,path in files if not JUNK & set(path)]
 
 def without_copies(files:list)->list:
-    "Each scan once: of trees with the same content, the shallower"
+    "Each scan once: of trees with the same content, the one nearer the top"
     once = {}
     for m,path in sorted(files, key=lambda o: len(o[1])):
         place = place_in_layout(Path(*path), CLASSES)
@@ -287,14 +287,14 @@ def without_copies(files:list)->list:
     return list(once.values())
 
 class BoundedReads:
-    "An open file of which nobody reads more than `MAX_FILE` bytes at once, as a header that claims gigabytes would"
+    "An open file that refuses to read more than `MAX_FILE` bytes at once, in case a header claims gigabytes"
     def __init__(self, f): self.f,self.seek,self.tell = f,f.seek,f.tell
     def read(self, n:int)->bytes:
         check_bytes(n)
         return self.f.read(n)
 
 class TarArchive:
-    "An open tar or tar.gz file under the names of `zipfile`; its members are known after one pass over it"
+    "An open tar or tar.gz file with the methods of `zipfile`; one pass over it lists its members"
     def __init__(self, f):
         packed = f.read(2) == b'\x1f\x8b'
         f.seek(0)
@@ -302,12 +302,12 @@ class TarArchive:
         self.tar = tarfile.open(fileobj=BoundedReads(gzip.open(f) if packed else f), mode='r:')
         for m in self.tar:
             total += 512+m.size
-            check_bytes(m.size) # before all that is passed over
+            check_bytes(m.size) # before the reader skips that much
             check_bytes(total, 2**20 + MAX_RATIO*os.path.getsize(f.name))
             info = zipfile.ZipInfo('x')
             info.filename = info.orig_filename = m.name+'/'*m.isdir()
             info.file_size = info.compress_size = m.size
-            info.CRC = m.offset # so that none is taken for another
+            info.CRC = m.offset # unique, so that no member is taken for a copy
             info.external_attr = (stat.S_IFREG if m.isreg() else stat.S_IFDIR if m.isdir() else stat.S_IFLNK) << 16
             self.members.append(info)
             self.at[m.offset] = m
@@ -318,7 +318,7 @@ class TarArchive:
     def __exit__(self, *why): self.tar.close()
 
 def open_archive(f):
-    "An open zip, tar or tar.gz file as a `ZipFile` or `TarArchive`; raises `OctError`, or what these raise"
+    "An open zip, tar or tar.gz file as a `ZipFile` or `TarArchive`; raises `OctError` or one of `DAMAGES`"
     start = f.read(265)
     f.seek(0)
     return TarArchive(f) if start[:2] == b'\x1f\x8b' or start[257:262] == b'ustar' else checked_zip(f)
@@ -327,7 +327,7 @@ RECEIPT = '.receipt.json'
 
 @contextlib.contextmanager
 def locked(path:Path):
-    "Keep other processes off `path`; the lock of a killed process falls by itself"
+    "Keep other processes off `path`; the lock of a killed process is released by itself; raises `OctError` if taken"
     lock = FileLock(path.with_name(f'.{path.name}.lock'), timeout=0)
     try: lock.acquire()
     except Timeout: raise OctError(f'Another process is at work on {path}: wait until it has finished.') from None
@@ -338,7 +338,7 @@ def locked(path:Path):
         lock.release()
 
 def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool, classes)->int:
-    "Write the files of an archive into a new folder, complete or not at all; returns how many there are"
+    "Write the files of an archive into a new folder, complete or not at all; returns their number"
     tmp = dest.with_name(f'.{dest.name}.part')
     files = without_copies(checked_members(z, zip.name))
     try:
@@ -346,7 +346,7 @@ def extract(z:zipfile.ZipFile, zip:Path, dest:Path, temporary:bool, classes)->in
         check_room((dest.parent, sum(-(-m.file_size//4096)*4096 for m,_ in files)))
         for folder in {tmp.joinpath(*path[:-1]) for _,path in files}: folder.mkdir(parents=True, exist_ok=True)
         for m,path in progress(files, desc='Unpacking', unit=' files'):
-            with open(tmp.joinpath(*path), 'xb') as f: f.write(z.read(m)) # which verifies its CRC-32
+            with open(tmp.joinpath(*path), 'xb') as f: f.write(z.read(m)) # read also verifies the CRC-32
         try: version = which_version(find_scans(tmp, classes))
         except OctError: raise OctError(f'{zip} holds no scans: their folders must be {", ".join(classes)}.') from None
         about = dict(archive=zip.name, bytes=zip.stat().st_size, files=len(files), version=version, temporary=temporary)
@@ -373,12 +373,12 @@ def unpack(zip, dest, temporary:bool=False, classes:tuple=CLASSES)->Path:
     return dest
 
 def read_receipt(dest:Path)->dict:
-    "What `unpack` wrote down about the scans in `dest`; {} where it unpacked none"
+    "What `unpack` recorded about the scans in `dest`; {} if it unpacked none"
     try: return json.loads((dest/'scans'/RECEIPT).read_text())
     except (OSError, ValueError): return {}
 
 def version_here(dest:Path)->str:
-    "Which version `dest` already holds; '' where it holds no scans; raises `OctError` where files have gone"
+    "Which version `dest` already has; '' if it has no scans; raises `OctError` if files are missing"
     receipt = read_receipt(dest)
     if not receipt:
         try: return which_version(find_scans(dest))
@@ -389,13 +389,13 @@ def version_here(dest:Path)->str:
     return receipt['version']
 
 def download(
-    dest='data', # folder for the scans; one that holds scans already is left as it is
-    zip=None, # archive at hand; None: the one in `store` or `dest`, or else Kaggle's
+    dest='data', # folder for the scans; if it already has scans, it is left as it is
+    zip=None, # an archive that you have; None: the one in `store` or `dest`, or else Kaggle's
     store=None, # folder that keeps the archive, e.g. on Google Drive; None: `dest`
     dataset:str=KAGGLE, # OWNER/NAME on Kaggle
     keep_zip:bool|None=None, # keep the archive after unpacking; None: only in a `store`
 )->Path: # `dest`, in which `find_scans` finds the scans
-    "Get, verify and unpack the scans; goes on where an earlier call stopped; raises `OctError` that says what to do"
+    "Get, verify and unpack the scans; resumes an earlier call; raises `OctError` that says what to do"
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', dataset):
         raise OctError(f'{dataset!r} is no data set: write OWNER/NAME as in the address of its page on Kaggle.')
     dest = make_dir(dest, 'choose another folder')
@@ -411,6 +411,6 @@ def download(
         say(version_here(dest))
     receipt = read_receipt(dest)
     gone = [file, Part(file).note] if receipt.get('temporary') else []
-    for f in [*gone, *dest.glob('.*.lock')] if receipt else []: # which an earlier process may have left when killed
+    for f in [*gone, *dest.glob('.*.lock')] if receipt else []: # left by a killed process, perhaps
         with contextlib.suppress(OSError): f.unlink()
     return dest

@@ -1,4 +1,4 @@
-"""The same picture twice, found among a million and proved on its pixels
+"""The same picture twice, found among a million and proven on its pixels
 
 Docs: https://oct-classify.github.io/oct_classify/api/data/duplicates.html.md"""
 
@@ -39,15 +39,15 @@ def spectral_hash(grey:np.ndarray)->tuple:
     return tuple(np.packbits(strong[_down,o]).view('>u8')[0].astype(np.uint64) for o in _across)
 
 def hash_columns(grey)->dict:
-    "`spectral_hash` as further columns of a scan table"
+    "`spectral_hash` as extra columns of a scan table"
     return dict(zip(('shash_low', 'shash_high'), spectral_hash(grey)))
 
 def mirrored(h:np.ndarray)->np.ndarray:
-    "The spectral hashes (uint64) that the mirrored pictures have"
+    "The spectral hashes (uint64) of the mirrored pictures"
     return _reversed[np.ascontiguousarray(h, '<u8').view(np.uint8)].view('<u8')
 
 # %% ../../nbs/api/data/duplicates.ipynb #573b6376
-RADIUS,TOTAL = 11,26 # bits that may differ: of `low`, and of both
+RADIUS,TOTAL = 11,26 # bits that may differ: in `low`, and in both
 _masks = np.array([0, *(1<<a for a in range(16)), *(1<<a | 1<<b for a,b in combinations(range(16), 2))], np.int64)
 
 def by_chunk(low, high, c):
@@ -76,12 +76,12 @@ def in_buckets(mask, c, Q, T, start):
         k = np.flatnonzero(np.bitwise_count(Q['low'][i]^T['low'][j]) <= RADIUS)
         i,j = i[k],j[k]
         bits = np.bitwise_count(Q['low'][i]^T['low'][j]) + np.bitwise_count(Q['high'][i]^T['high'][j])
-        earlier = (np.bitwise_count(Q['chunks'][i,:c]^T['chunks'][j,:c]) <= 2).any(1) # found by a chunk before
+        earlier = (np.bitwise_count(Q['chunks'][i,:c]^T['chunks'][j,:c]) <= 2).any(1) # found by an earlier chunk
         out.append(np.stack([Q['row'][i], T['row'][j], bits])[:,(bits <= TOTAL) & ~earlier])
     return out
 
 def close_pairs(low:np.ndarray, high:np.ndarray)->pd.DataFrame:
-    "Pairs of rows i < j whose hashes (N,) differ in `RADIUS` bits of `low` and `TOTAL` of both at most, also mirrored"
+    "Pairs of rows i < j whose hashes (N,), mirrored or not, differ in up to `RADIUS` bits of `low` and `TOTAL` of both"
     out = []
     for flip in (False, True):
         found = [np.zeros((3, 0), np.int64)]
@@ -97,11 +97,11 @@ def close_pairs(low:np.ndarray, high:np.ndarray)->pd.DataFrame:
     return once.sort_values(['i', 'j'], ignore_index=True)
 
 # %% ../../nbs/api/data/duplicates.ipynb #b23ad10e
-MATCH = .16 # a score from which two files are one picture
-_n,_tile,_reach,_apart = 256,64,24,6 # pixels: the fingerprint, a tile, how far it may lie off, width of its best place
+MATCH = .16 # two files with this score or more show one picture
+_n,_tile,_reach,_apart = 256,64,24,6 # pixels: the fingerprint, a tile, how far it may be off, width of its best place
 
 def fingerprint(grey:np.ndarray)->np.ndarray:
-    "The speckle of a scan (256, 256) float32: fine grain with the local contrast taken out, 0 where the frame is white"
+    "The speckle of a scan (256, 256) float32: fine grain divided by the local contrast, 0 where the frame is white"
     how = Image.BOX if min(grey.shape) >= 2*_n else Image.LANCZOS
     t = np.asarray(Image.fromarray(grey).resize((_n, _n), how), np.float32)
     grain = t-ndimage.gaussian_filter(t, 1.5)
@@ -111,7 +111,7 @@ def fingerprint(grey:np.ndarray)->np.ndarray:
 
 # %% ../../nbs/api/data/duplicates.ipynb #edd600fb
 def lead(tile, y, x, spectrum, energy):
-    "By how much a tile's best place in the other picture, at most `_reach` pixels from (y, x), beats the second best"
+    "How much a tile's best place in the other picture, at most `_reach` pixels from (y, x), beats the second best"
     t = tile-tile.mean()
     own,near = (t**2).sum(),np.arange(-_reach, _reach+1)
     c = fft.irfft2(fft.rfft2(t, (_n+_tile,)*2).conj()*spectrum, (_n+_tile,)*2)[np.ix_(y+near, x+near)]
@@ -122,7 +122,7 @@ def lead(tile, y, x, spectrum, energy):
     return best-c.max()
 
 def match(a:np.ndarray, b:np.ndarray)->float:
-    "How surely two fingerprints are of one picture: the median lead over tiles, near 1 for the same pixels or near 0"
+    "How surely two fingerprints show one picture: the median lead over tiles, near 1 for the same pixels, else near 0"
     spectrum = fft.rfft2(b, (_n+_tile,)*2)
     energy = ndimage.uniform_filter(b**2, _tile, mode='constant')*_tile**2
     scores = []
@@ -133,19 +133,19 @@ def match(a:np.ndarray, b:np.ndarray)->float:
 
 # %% ../../nbs/api/data/duplicates.ipynb #94a2950c
 def linked(n:int, i, j)->np.ndarray:
-    "The component (n,) that each of `n` nodes belongs to, where edges lead from nodes `i` (E,) to nodes `j` (E,)"
-    ends = np.asarray(i, np.int32),np.asarray(j, np.int32) # SciPy before 1.17.1 takes no other indices than of 32 bits
+    "The component (n,) that each of `n` nodes belongs to, with edges from nodes `i` (E,) to nodes `j` (E,)"
+    ends = np.asarray(i, np.int32),np.asarray(j, np.int32) # SciPy before 1.17.1 takes 32-bit indices only
     return connected_components(coo_array((np.ones(len(i), bool), ends), shape=(n, n)), directed=False)[1]
 
 def fewest_links(n:int, links:pd.DataFrame)->pd.DataFrame:
-    "As few of the links (i, j, score) as tie together what all of them tie together, best first"
+    "The smallest set of links (i, j, score) that connects the same rows, best scores first"
     o = links.sort_values('score', ascending=False, kind='stable').reset_index(drop=True)
     ends = o.i.to_numpy(np.int32),o.j.to_numpy(np.int32)
     tree = minimum_spanning_tree(coo_array((o.index+1., ends), shape=(n, n)).tocsr())
     return o.iloc[np.sort(tree.data.astype(int))-1]
 
 def suspects(t):
-    "Pairs of rows with close hashes; of equal hashes, only the first meets the others"
+    "Pairs of rows with close hashes; of rows with equal hashes, only the first is paired with others"
     t = t[(t.shash_low != 0) | (t.shash_high != 0)]
     first = pd.Series(t.index, t.index).groupby([t.shash_low, t.shash_high]).transform('min')
     one = t.index[first == t.index]
@@ -153,16 +153,16 @@ def suspects(t):
     same = pd.DataFrame(dict(i=first, j=t.index, bits=0, mirrored=False))[first != t.index]
     return pd.concat([same, close.assign(i=one[close.i], j=one[close.j])], ignore_index=True).assign(kind='near')
 
-_turns = { # ways in which a pair may lie, by what its hashes say of mirroring
+_turns = { # how a pair may be oriented, by whether its hashes are mirrored
     False: {'': np.s_[:], 'turned': np.s_[::-1,::-1]},
     True: {'mirrored': np.s_[:,::-1], 'upside down': np.s_[::-1]}}
 
 def proved_pairs(t, root, todo):
-    "Those of the pairs `todo` that show one picture, best ways first; no look at what others have linked already"
+    "The pairs of `todo` that show one picture, closest first; skips pairs that are already linked through others"
     @lru_cache(1024)
     def look(row):
         try: return fingerprint(read_grey(Path(root)/t.path[row]))
-        except OctError: return np.zeros((_n, _n), np.float32) # gone: matches nothing
+        except OctError: return np.zeros((_n, _n), np.float32) # the file is gone: no match
     def score(r): return max((match(look(r.i), look(r.j)[turn]), way) for way,turn in _turns[r.mirrored].items())
     todo = todo.sort_values('bits', kind='stable')
     proved = todo[:0].assign(score=0., way='')
@@ -179,7 +179,7 @@ def proved_pairs(t, root, todo):
     return proved
 
 def find_duplicates(table:pd.DataFrame, root)->pd.DataFrame:
-    """Pairs of files below `root` that show the same picture, just enough of them to link each file to its like:
+    """Pairs of files below `root` that show the same picture, just enough of them to link all copies of a picture:
     path, twin (paths), kind (exact, near), score, way (mirrored, upside down, turned or nothing)"""
     t = table[table.width > 0].reset_index(drop=True)
     first = pd.Series(t.index, t.index).groupby(t.sha256).transform('min')
@@ -191,7 +191,7 @@ def find_duplicates(table:pd.DataFrame, root)->pd.DataFrame:
     return both[['path', 'twin', 'kind', 'score', 'way']].sort_values(['path', 'twin'], ignore_index=True)
 
 def duplicate_of(table:pd.DataFrame, pairs:pd.DataFrame)->pd.Series:
-    "The first path of each file's like by `find_duplicates`; '' for that first one and for what has no like"
+    "The first path of each file's picture, from `find_duplicates`; '' for that first file and for files without copies"
     row = pd.Series(np.arange(len(table)), table.path)
     c = linked(len(table), row[pairs.path], row[pairs.twin])
     first = table.path.groupby(c).transform('min')

@@ -1,4 +1,4 @@
-"""One function turns any scan into the pixels a network sees
+"""One function turns any scan into the pixels that a network sees
 
 Docs: https://oct-classify.github.io/oct_classify/api/data/prepare.html.md"""
 
@@ -21,18 +21,18 @@ from ..core import *
 
 # %% ../../nbs/api/data/prepare.ipynb #98fe3f4f
 def white_depth(grey:np.ndarray)->np.ndarray:
-    "How many rows the white reaches down in each column (W,); 0 where less than 8 % of the upper edge is white"
+    "How many rows the white reaches down in each column (W,); 0 if less than 8 % of the upper edge is white"
     h,w = grey.shape
     white = grey >= 242
     if white[0].mean() < .08: return np.zeros(w, int)
     b = np.pad(white, ((1, 1), (0, 0)), 'edge')
-    white = b[:-2] | b[1:-1] | b[2:] # passes over the odd dark pixel that JPEG left
-    n = np.where(white.all(0), 0, white.argmin(0)) # a column that is white throughout belongs to the border at the side
+    white = b[:-2] | b[1:-1] | b[2:] # skips the odd dark pixel left by JPEG
+    n = np.where(white.all(0), 0, white.argmin(0)) # an all-white column belongs to the border at the side
     n = ndimage.median_filter(np.where(n > .6*h, 0, n), max(5, w//12) | 1, mode='nearest')
     return np.where(n > 0, n+3, 0) # and the ringing beside it
 
 def fill_from_below(grey, n):
-    "Mirror what lies below the first n[x] rows of column x into them, back and forth; returns which pixels these are"
+    "Mirror what is below the first n[x] rows of column x into them, back and forth; returns the filled pixels"
     strip = min(32, len(grey)//15)
     y,x = np.nonzero(np.arange(min(n.max(), len(grey)))[:,None] < n)
     back = (n[x]-1-y) % (2*strip)
@@ -40,7 +40,7 @@ def fill_from_below(grey, n):
     return y, x
 
 def without_border(grey):
-    "The filled scan, and the mask of what was filled; upper and lower edge come first, then the sides"
+    "The filled scan, and the mask of the filled pixels; upper and lower edge come first, then the sides"
     out,mask = grey.copy(),np.zeros(grey.shape, bool)
     for k in (0, 2, 1, 3):
         g,m = np.rot90(out, k),np.rot90(mask, k) # views
@@ -49,18 +49,18 @@ def without_border(grey):
     return out, mask
 
 def white_border(grey:np.ndarray)->np.ndarray:
-    "Mask (H, W) of what the scanner left white along the frame of a uint8 scan"
+    "Mask (H, W) of the white border that the scanner left along the frame of a uint8 scan"
     return without_border(grey)[1]
 
 def fill_borders(grey:np.ndarray)->np.ndarray:
-    "A new uint8 scan (H, W) with white borders replaced by its own continuation"
+    "A new uint8 scan (H, W) with its white borders replaced by its own continuation"
     return without_border(grey)[0]
 
 # %% ../../nbs/api/data/prepare.ipynb #2d41de16
 MAX_SIDE = 2048 # pixels: longest side of what a network sees
 
 def as_size(size)->tuple:
-    "(height, width) in pixels of 224, (256, 384), '224' or '256x384'; raises `OctError` where it is no size"
+    "(height, width) in pixels of 224, (256, 384), '224' or '256x384'; raises `OctError` if it is not a valid size"
     try:
         hw = [int(o) for o in (size if isinstance(size, (tuple, list)) else str(size).lower().split('x'))]
         h,w = hw*2 if len(hw) == 1 else hw
@@ -71,21 +71,21 @@ def as_size(size)->tuple:
             f'each from {MIN_SIDE} to {MAX_SIDE}.') from None
 
 def trimmed(grey):
-    "Without the outermost 250th of the frame"
+    "The scan without the outermost 250th of the frame"
     m = max(1, min(round(max(grey.shape)/250), min(grey.shape)//8))
     return grey[m:-m,m:-m]
 
 # %% ../../nbs/api/data/prepare.ipynb #afe0e9e1
-_rows,_cols,_step = 192,96,3 # of the picture that is searched; rows by which the path may rise or fall per column
+_rows,_cols,_step = 192,96,3 # size of the small copy; rows by which the path may rise or fall per column
 
 def search_image(grey):
-    "The scan at 192 x 96, its dark third 0 and its bright hundredth 1"
+    "The scan at 192 x 96, with its dark third at 0 and its brightest hundredth at 1"
     s = np.asarray(Image.fromarray(grey).resize((_cols, _rows), Image.BOX), np.float32)
     s = np.clip(s-np.quantile(s, .35), 0, None)
     return ndimage.gaussian_filter1d(np.minimum(s/(np.quantile(s, .99)+1e-6), 1), 1.2, axis=1)
 
 def edge_score(small):
-    "How much brighter it is over than under each row, and the score of each pixel as the RPE's lower edge"
+    "How much brighter it is above than below each row, and the score of each pixel as the RPE's lower edge"
     c,i = np.cumsum(np.pad(small, ((1, 0), (0, 0))), 0),np.arange(_rows)
     def mean(a, b): return (c[np.clip(i+b, 0, _rows)]-c[np.clip(i+a, 0, _rows)])/(b-a)
     drop,near = mean(-6, 0)-mean(0, 12),mean(-3, 0)-mean(0, 4)
@@ -94,7 +94,7 @@ def edge_score(small):
     return drop, score/(.6*score.max(0)+.4*score.max()+1e-6)
 
 def best_path(score:np.ndarray)->np.ndarray:
-    "The path (a row per column) that gathers most `score`, less .1 for each row by which it rises or falls (Viterbi)"
+    "The path (a row per column) with the highest `score`, less .1 for each row by which it rises or falls (Viterbi)"
     cost = -.1*np.abs(np.arange(-_step, _step+1, dtype=np.float32))
     best = np.full((score.shape[1], len(score)+2*_step), -np.inf, np.float32) # best sum of a path that ends there
     reach = np.lib.stride_tricks.sliding_window_view(best, len(score), 1) # the rows that a path may come from
@@ -110,7 +110,7 @@ def column_centres(n:int)->np.ndarray:
     return (2*np.arange(n)+1)/n-1
 
 def fit_parabola(y):
-    "The parabola through one row per column that outliers don't draw aside, and the distances from it"
+    "A parabola through one row per column, robust to outliers, and the distances from it"
     x,weight = column_centres(len(y)),np.ones(len(y))
     for _ in range(4):
         curve = np.polyfit(x, y, 2, w=weight)
@@ -120,20 +120,20 @@ def fit_parabola(y):
 
 @dataclass(frozen=True)
 class Retina:
-    "Where the lower edge of the pigment epithelium (RPE) runs, and what speaks for it"
+    "Where the lower edge of the pigment epithelium (RPE) runs, and the evidence for it"
     curve:tuple # a, b, c: it runs at a*x*x+b*x+c of the height, x from -1 (left) to 1 (right)
-    contrast:float # how much brighter it is over than under the edge; 1: from the dark third to the bright hundredth
-    light:float # how bright it is over the edge, on the same scale
-    vitreous:float # how bright it is a third of the height over the edge and more
-    spread:float # median distance of the path from the curve, in shares of the height
+    contrast:float # how much brighter it is above than below the edge; 1: from dark third to brightest hundredth
+    light:float # how bright it is just above the edge, on the same scale
+    vitreous:float # how bright it is a third of the height above the edge and higher
+    spread:float # median distance of the path from the curve, as a share of the height
 
     def rows(self, n:int)->np.ndarray:
-        "Its row in the middle of each of `n` columns, in shares of the height"
+        "Its row in the middle of each of `n` columns, as a share of the height"
         return np.polyval(self.curve, column_centres(n))
 
     @property
     def doubt(self)->str:
-        "Why no view should be built on it; '' where one may"
+        "Why no view should rely on it; '' if one can"
         doubts = {
             'no clear edge': self.contrast < .2,
             'too dark over the edge': self.light < .4,
@@ -143,7 +143,7 @@ class Retina:
         return next((why for why,holds in doubts.items() if holds), '')
 
 def find_retina(grey:np.ndarray)->Retina|None:
-    "The RPE's lower edge in a scan (H, W) uint8 without white borders; None where a side is below 60 pixels"
+    "The RPE's lower edge in a scan (H, W) uint8 without white borders; None if a side is below 60 pixels"
     if min(grey.shape) < 60: return None
     small = search_image(grey)
     drop,score = edge_score(small)
@@ -156,11 +156,11 @@ def find_retina(grey:np.ndarray)->Retina|None:
 
 # %% ../../nbs/api/data/prepare.ipynb #20d68571
 VIEWS = ('whole', 'crop', 'flat')
-PREPARED = 3 # to be raised when the same scan gives other pixels: what was packed before is then packed anew
-_over,_under = dict(crop=.45, flat=.4),dict(crop=.2, flat=.14) # shares of the height seen over and under the RPE
+PREPARED = 3 # increase it when the same scan gives other pixels: packed scans are then packed again
+_over,_under = dict(crop=.45, flat=.4),dict(crop=.2, flat=.14) # shares of the height seen above and below the RPE
 
 def _window(retina:Retina|None, view:str)->tuple:
-    "View in fact, upper edge (a parabola) and height of what is seen, in shares of the frame; all of it where in doubt"
+    "The view used, upper edge (a parabola) and height of the window, as shares of the frame; all of it if in doubt"
     if view == 'whole' or not retina or retina.doubt: return 'whole', (0., 0., 0.), 1.
     over,tall = _over[view],_over[view]+_under[view]
     if view == 'flat': return view, (*retina.curve[:2], retina.curve[2]-over), tall
@@ -170,12 +170,12 @@ def _window(retina:Retina|None, view:str)->tuple:
     return view, (0., 0., float(min(max(0, top), 1-tall))), float(tall)
 
 def _level(grey, top, tall, h, w):
-    "The rows from `top` on, at (h, w)"
+    "The rows from `top` on, resized to (h, w)"
     n,cols = grey.shape
     return np.asarray(Image.fromarray(grey).resize((w, h), Image.BILINEAR, (0, top*n, cols, min(n, (top+tall)*n))))
 
 def _bent(grey, curve, tall, h, w):
-    "Each column from its own row on, at (h, w); it goes on at the top: above vitreous and below choroid it is as dark"
+    "Each column from its own row on, resized to (h, w); wraps round, as above vitreous and below choroid are both dark"
     n,cols = grey.shape
     rows,start = round(tall*n),np.round(np.polyval(curve, column_centres(cols))*n).astype(int) % n
     deep = np.concatenate([grey, grey[:rows]]).T.copy()
@@ -185,17 +185,17 @@ def _bent(grey, curve, tall, h, w):
 # %% ../../nbs/api/data/prepare.ipynb #33d4b939
 @dataclass(frozen=True)
 class Placement:
-    "Where the pixels of a view lie on the scan that they were taken from"
-    view:str # the view in fact: 'whole' where the retina was not found
+    "Where the pixels of a view lie on the scan that they come from"
+    view:str # the view used: 'whole' if the retina was not found
     shape:tuple # (height, width) of the scan as stored
     size:tuple # (height, width) of the prepared pixels
-    frame:tuple # (top, left, height, width) of what is left of the scan once trimmed, in its pixels
-    curve:tuple # the window's upper edge, a*x*x+b*x+c, x from -1 to 1 across the frame; shares of its height
+    frame:tuple # (top, left, height, width) of the trimmed scan, in pixels of the scan
+    curve:tuple # the window's upper edge, a*x*x+b*x+c, x from -1 to 1 across the frame, as shares of its height
     tall:float # the window's height, likewise
-    retina:Retina|None=None # what was found; None where nothing was looked for
+    retina:Retina|None=None # what was found; None if it was not searched for
 
     def back(self, heat:np.ndarray)->np.ndarray:
-        "A map (rows, columns) of the prepared pixels, laid over the scan as stored; 0 where the view did not look"
+        "A map (rows, columns) of the prepared pixels, laid over the scan as stored; 0 outside the view"
         (H,W),(h,w),(top,left,fh,fw) = self.shape,np.shape(heat),self.frame
         y,x = ((np.arange(H)+.5-top)/fh)[:,None],(np.arange(W)+.5-left)/fw
         rows = (y-np.polyval(self.curve, 2*x-1))/self.tall
@@ -205,7 +205,7 @@ class Placement:
 
 def placed(image, size=224, view:str='crop')->tuple:
     """The pixels (height, width) uint8 that a network sees of a scan (path, bytes, PIL image or uint8 array), and their
-    `Placement`; `size` as in `as_size`, `view` one of `VIEWS`; raises `OctError` where the scan can't be read"""
+    `Placement`; `size` as in `as_size`, `view` one of `VIEWS`; raises `OctError` if the scan can't be read"""
     if view not in VIEWS: raise OctError(f'There is no view {view!r}: choose one of {", ".join(VIEWS)}.')
     h,w = as_size(size)
     decoded,shape = read_scaled(image, (ceil(h/(_over[view]+_under[view])) if view in _over else h, w))
@@ -219,17 +219,17 @@ def placed(image, size=224, view:str='crop')->tuple:
     return px, Placement(used, shape, (h, w), frame, curve, tall, retina)
 
 def prepare(image, size=224, view:str='crop')->np.ndarray:
-    "The pixels (height, width) uint8 of `placed`"
+    "The pixels (height, width) uint8 of `placed`; raises `OctError` if the scan can't be read"
     return placed(image, size, view)[0]
 
 # %% ../../nbs/api/data/prepare.ipynb #2fa0787e
 def say_whole(fell, n):
-    "One sentence, where some were"
+    "Say in one sentence how many scans are seen whole, if any"
     verb = 'is' if fell == 1 else 'are'
     if fell: say(f'{fell:,} of {plural(n, "scan")} {verb} seen whole, as the retina was not found for sure in them.')
 
 def prepare_many(images, size=224, view:str='crop')->tuple:
-    "Pixels (N, height, width) uint8 of `prepare`, black for what can't be read, and N sentences that say why, else ''"
+    "Pixels (N, height, width) uint8 of `prepare`, black for unreadable scans, and N sentences that say why, else ''"
     images = list(images)
     n = len(images)
     out,whys = np.zeros((n, *as_size(size)), np.uint8),['']*n

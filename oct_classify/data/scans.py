@@ -1,4 +1,4 @@
-"""From a folder of images to one row per file: what it is, whose it is, whether it can be read
+"""From a folder of images to one row per file: its class, its patient, and whether it can be read
 
 Docs: https://oct-classify.github.io/oct_classify/api/data/scans.html.md"""
 
@@ -30,7 +30,7 @@ def save_table(df:pd.DataFrame, path):
 MAX_TABLE = 150_000_000 # bytes of a table in memory
 
 def check_table(path):
-    "Refuse a parquet file that would swell to more than `MAX_TABLE` or holds no plain columns; raises `OctError`"
+    "Refuse a parquet file that needs more than `MAX_TABLE` bytes of memory or has nested columns; raises `OctError`"
     import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
     about,schema = pq.read_metadata(check_file(path)),pq.read_schema(path)
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
@@ -43,7 +43,7 @@ def check_table(path):
     if size > MAX_TABLE: raise OctError(f'it would take more than {amount(MAX_TABLE)} of memory.')
 
 def load_table(path, then:str='delete it and run the same command again')->pd.DataFrame:
-    "Read a stored table; `OctError` where there is none or it is damaged, with `then` as what to do"
+    "Read a stored table; raises `OctError` if it is missing or damaged, and `then` says what to do"
     try:
         check_table(path)
         return pd.read_parquet(path)
@@ -51,19 +51,19 @@ def load_table(path, then:str='delete it and run the same command again')->pd.Da
     except OctError as e: raise OctError(f"{path} can't be read: {e}") from None
     except Exception: raise OctError(f'{path} is damaged or is no table: {then}.') from None
 
-TABLES = ('.csv', '.tsv', '.txt', '.parquet') # endings of tables
-TEXTS = ('path', 'label', 'patient', 'split', 'reason', 'sha256', 'duplicate_of') # columns that are text and stay so
-NOTHING = ('', 'NA', 'N/A', '#N/A', '<NA>', 'NaN', 'nan', 'None', 'NULL', 'null') # what programs write for no value
+TABLES = ('.csv', '.tsv', '.txt', '.parquet') # file endings of tables
+TEXTS = ('path', 'label', 'patient', 'split', 'reason', 'sha256', 'duplicate_of') # columns that are always text
+NOTHING = ('', 'NA', 'N/A', '#N/A', '<NA>', 'NaN', 'nan', 'None', 'NULL', 'null') # how programs write no value
 
 def decoded(code:bytes)->str:
-    "The text of a CSV: UTF-16 and UTF-8, with their marks or without, else Windows-1252"
+    "The text of a CSV file: UTF-16, or UTF-8 with or without a byte-order mark, else Windows-1252"
     if code[:2] in (b'\xff\xfe', b'\xfe\xff'): return code.decode('utf-16')
     if b'\0' in code[:2]: return code.decode('utf-16-le' if code[0] else 'utf-16-be')
     with contextlib.suppress(UnicodeDecodeError): return code.decode('utf-8-sig')
     return code.decode('cp1252')
 
 def our_title(column, named:dict, capitals:bool)->str:
-    "A column's title as this package writes it; `named`: {theirs: ours}; `capitals`: P_CNV is p_CNV"
+    "A column's title as this package writes it; `named`: {theirs: ours}; `capitals`: read P_CNV as p_CNV"
     text = normalize('NFC', str(column).strip())
     word = named.get(text.casefold(), text)
     if word.startswith('p_') or capitals and word.startswith('P_'):
@@ -71,7 +71,7 @@ def our_title(column, named:dict, capitals:bool)->str:
     return word.lower() if word.lower() in (*TEXTS, 'abstain') else word
 
 def titled(t:pd.DataFrame, columns:str, needs)->pd.DataFrame:
-    "A table under our titles; `OctError` where one is there twice, or one of `needs` or of `columns` is not there"
+    "A table under our titles; `OctError` if one is there twice, or a column in `needs` or `columns` is missing"
     pairs = [o.partition('=') for o in columns.split(',') if o.strip()]
     if not all(theirs.strip() for *_,theirs in pairs):
         raise OctError(f"can't be read by --columns {columns}: write it like path=file,label=diagnosis.")
@@ -88,7 +88,7 @@ def titled(t:pd.DataFrame, columns:str, needs)->pd.DataFrame:
     return t
 
 def csv_table(path, columns:str='', needs=())->pd.DataFrame:
-    "A CSV as spreadsheets of either half of the world write them"
+    "Read a CSV file, with a decimal point or a decimal comma"
     text = decoded(read_file(path)).lstrip('\r\n')
     if '\0' in text: raise ValueError('This is no text.')
     if text[:4].lower() == 'sep=': sep,text = text[4],text.partition('\n')[2]
@@ -103,7 +103,7 @@ def csv_table(path, columns:str='', needs=())->pd.DataFrame:
         if (t.pop('\0').fillna('').str.strip() != '').any(): raise pd.errors.ParserError
         return t
     try:
-        with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): # of cells that would be lost
+        with warnings.catch_warnings(action='error', category=pd.errors.ParserWarning): # else cells would be lost
             t = read('.')
             if sep != ',' and any(o.kind not in 'fi' for o in t.filter(regex='^p_').dtypes): t = read(',')
     except (pd.errors.ParserError, pd.errors.ParserWarning):
@@ -112,8 +112,8 @@ def csv_table(path, columns:str='', needs=())->pd.DataFrame:
     return t[~(t.isna() | (t == '')).all(axis=1)].reset_index(drop=True) # spreadsheets add empty rows
 
 def read_table(path, columns:str='', needs=())->pd.DataFrame:
-    """A table, CSV or parquet, that has the columns `needs` by our titles or by those in `columns`; patients are text,
-    missing where not known; raises `OctError` where it can't be read"""
+    """A table (CSV or parquet) with the columns `needs`, under our titles or those in `columns`; patients are text,
+    missing if unknown; raises `OctError` if it can't be read"""
     if not Path(path).is_file(): raise OctError(f'There is no file {path}: check the path.')
     wanted = f'give a table with the columns {", ".join(needs) or "path, label and p_<class>"}'
     try:
@@ -130,17 +130,17 @@ def read_table(path, columns:str='', needs=())->pd.DataFrame:
 
 # %% ../../nbs/api/data/scans.ipynb #1f99db08
 def plain(path)->str:
-    "A path in the one form in which paths are compared: forward slashes, no drive, no './', letters composed"
+    "A path in the form used for comparison: forward slashes, no drive, no './', composed letters (NFC)"
     parts = re.split(r'[\\/]', re.sub('^[A-Za-z]:', '', str(path).strip()))
     return normalize('NFC', '/'.join(o for o in parts if o not in ('', '.')))
 
 def tails(path:str)->list:
-    "A path, and what remains of it without its first folder, its first two …, each also without a picture's ending"
+    "A path without its first folder, its first two and so on, each with and without a picture's file ending"
     parts,short = path.split('/'),path.rpartition('.')[0] if path.lower().endswith(IMAGES) else ''
     return ['/'.join(o.split('/')[i:]) for o in (path, short) if o for i in range(len(parts))]
 
 def lines_of(paths, listed)->np.ndarray:
-    "For each of `paths` the line of `listed`, from 0, that names it or the file that it is a frame of; -1 for none"
+    "For each of `paths`, the line of `listed` (from 0) that names it or the file it is a frame of; -1 for none"
     listed,paths = list(map(plain, listed)),list(map(plain, paths))
     whole,ends = {o: i for i,o in enumerate(listed)},{}
     files = [o if o in whole else re.sub(r'(\.\w+)#[^/]*$', r'\1', o) for o in paths]
@@ -157,17 +157,17 @@ def lines_of(paths, listed)->np.ndarray:
     return found[[each[o] for o in files]]
 
 # %% ../../nbs/api/data/scans.ipynb #000cbc07
-ONE = '.jpeg','.jpg','.bmp' # endings of files that hold one picture
+ONE = '.jpeg','.jpg','.bmp' # file endings of formats that hold one picture
 JUNK = {'__MACOSX', '$RECYCLE.BIN'}
 SIDE_WORDS = dict(
     train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')
 
 def nearest(names:list, wanted)->int|None:
-    "The place of the last name that is one of `wanted`"
+    "The position of the last name that is one of `wanted`"
     return max((i for i,o in enumerate(names) if o in wanted), default=None)
 
 def place_in_layout(path:PurePosixPath, classes)->tuple|None:
-    "(tree, folder, label, path in the class folder) of a file, or None where no folder above it bears a class name"
+    "(tree, folder, label, path in the class folder) of a file, or None if no folder above it is a class folder"
     names = list(map(class_word, path.parts[:-1]))
     at = nearest(names, classes)
     if at is None: return None
@@ -177,7 +177,7 @@ def place_in_layout(path:PurePosixPath, classes)->tuple|None:
     return '/'.join(path.parts[:at]), folder, names[at], '/'.join(path.parts[at+1:])
 
 def walk_folders(root):
-    "(folder relative to `root`, names of its subfolders, its files), links followed inwards, each real folder once"
+    "(folder relative to `root`, names of its subfolders, its files); follows links, but visits each real folder once"
     def fail(e): raise OctError(f"{e.filename} can't be listed ({e.strerror}): choose a folder you may read.")
     at = Path(root).resolve()
     seen = {str(o) for o in (at, *at.parents)}
@@ -192,7 +192,7 @@ def walk_folders(root):
         yield PurePosixPath(Path(folder).relative_to(root).as_posix()), named, files
 
 def second_copies(root, df:pd.DataFrame)->np.ndarray:
-    "Mask of files that lie under the same folder, label and name in an earlier tree too, with the same bytes"
+    "Mask of files that are also in an earlier tree with the same folder, label, name and bytes"
     key = ['folder', 'label', 'name', 'bytes']
     content = [str(i) for i in range(len(df))]
     for i in np.flatnonzero(df.duplicated(key, keep=False) & (df.bytes > 0)):
@@ -200,7 +200,7 @@ def second_copies(root, df:pd.DataFrame)->np.ndarray:
     return df.assign(content=content).duplicated([*key, 'content']).to_numpy()
 
 def say_unread(files:list):
-    "Count aloud the files that are no scans, pictures first"
+    "Report how many files are not scans, with pictures as the first example"
     if not files: return
     first = min(files, key=lambda f: (f.suffix.lower() not in IMAGES, f))
     hint = ': name its folder with --classes if it is a class' if first.suffix.lower() in IMAGES else ''
@@ -209,7 +209,7 @@ def say_unread(files:list):
         f'e.g. {printable(first)}{hint}.')
 
 def scans_in_folders(root, classes)->pd.DataFrame:
-    "Path, folder, label and bytes of each scan below class folders; raises `OctError`"
+    "Path, folder, label and bytes of each scan in class folders; raises `OctError` if there is none or one is empty"
     tree = list(walk_folders(root))
     files = [folder/name for folder,_,names in tree for name in names]
     places = [place_in_layout(f, classes) for f in files]
@@ -221,7 +221,7 @@ def scans_in_folders(root, classes)->pd.DataFrame:
     df = pd.DataFrame(sorted(rows), columns=['depth', 'path', 'tree', 'folder', 'label', 'name'])
     empty = {class_word(o) for _,subfolders,_ in tree for o in subfolders} & set(classes) - set(df.label)
     if empty: raise OctError(f'The class folder {min(empty)} holds no scan: put some in, or remove the folder.')
-    df['bytes'] = [os.path.getsize(root/p) if os.path.exists(root/p) else 0 for p in df.path] # 0: a link to nowhere
+    df['bytes'] = [os.path.getsize(root/p) if os.path.exists(root/p) else 0 for p in df.path] # 0: a broken link
     say_unread([f for f,place in zip(files, places) if not place])
     twice = second_copies(root, df)
     if twice.any(): say(f'Left out, as they are there a second time in another tree: {plural(twice.sum(), "file")}.')
@@ -229,22 +229,22 @@ def scans_in_folders(root, classes)->pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Source(os.PathLike):
-    "A folder of scans, as a path, with the tables of labels or patients that belong to it"
+    "A folder of scans, usable as a path, with its table of labels or patients"
     root:Path
-    file:Path|None=None # of a table
-    labels:pd.DataFrame|None=None # path below `root`, label, folder, bytes, patient; None: folders tell the label
-    patients:pd.DataFrame|None=None # path, patient; None: names tell the patient
+    file:Path|None=None # the table's file
+    labels:pd.DataFrame|None=None # path below `root`, label, folder, bytes, patient; None: folder names give the label
+    patients:pd.DataFrame|None=None # path, patient; None: file names give the patient
 
     def __fspath__(self): return str(self.root)
     def __str__(self): return str(self.root if self.labels is None else self.file)
 
     def classes(self, wanted=None)->tuple:
-        "The classes `wanted`, by default the four or those of the table"
+        "The classes `wanted`; by default those of the table, or the four"
         if wanted: return tuple(map(class_word, wanted))
         return CLASSES if self.labels is None else known_classes(sorted(set(self.labels.label)))
 
     def scans(self, classes)->pd.DataFrame:
-        "Path, folder, label, bytes and patient of each scan; raises `OctError` where there is none"
+        "Path, folder, label, bytes and patient of each scan; raises `OctError` if there is none"
         if self.labels is not None: return self.labelled(classes)
         df = scans_in_folders(self.root, classes)
         who = pd.array([patient(o, classes) for o in df.path], dtype='Int64')
@@ -258,7 +258,7 @@ class Source(os.PathLike):
         return df.assign(patient=known)
 
     def labelled(self, classes)->pd.DataFrame:
-        "The scans that the table says to be of one of the classes"
+        "The scans that the table assigns to one of the classes"
         t = self.labels
         other = t[~t.label.isin(classes)]
         names = f'{", ".join(map(repr, sorted(set(other.label))[:9]))}'
@@ -268,13 +268,13 @@ class Source(os.PathLike):
         return t[t.label.isin(classes)].reset_index(drop=True)
 
 def frames(root:Path, df:pd.DataFrame)->pd.DataFrame:
-    "A row for each frame, `path#3`, of the files that hold several"
+    "One row per frame (`path#3`) for files that hold several"
     from oct_classify.inference.inputs import names_in
     def names(path): return [path+o for o in names_in(str(root/path))] if not path.lower().endswith(ONE) else [path]
     return df.assign(path=df.path.map(names)).explode('path', ignore_index=True)
 
 def spelled(root:Path, paths)->list:
-    "Paths of a table as the disk below `root` spells them; what is not there is looked for by the end of its path"
+    "A table's paths as the disk below `root` spells them; missing files are searched by the end of their path"
     home = plain(root.resolve())+'/'
     paths = [plain(o).removeprefix(home) for o in paths]
     lost = list({o: 0 for o in paths if not os.path.isfile(file_of(root/o))})
@@ -284,7 +284,7 @@ def spelled(root:Path, paths)->list:
     return [at.get(o, o) for o in paths]
 
 def sides_of(t:pd.DataFrame, file)->pd.Series:
-    "train, val, test or dropped, by the column split of a table; raises `OctError` for any other word"
+    "train, val, test or dropped, from a table's column split; raises `OctError` for any other word"
     side = t.split.str.lower().map(SIDE_WORDS | dict(dropped='dropped'))
     for row in t[side.isna()].itertuples():
         raise OctError(f'{file} says {row.split!r} of {row.path}: '
@@ -292,7 +292,7 @@ def sides_of(t:pd.DataFrame, file)->pd.Series:
     return side
 
 def labels_of(t:pd.DataFrame, file, root:Path)->pd.DataFrame:
-    "Path, label, folder, bytes and patient of each scan of a table of labels; `OctError` for what can't be meant"
+    "Path, label, folder, bytes and patient of each scan in a table of labels; raises `OctError` for invalid rows"
     bad = t[~t.path.map(lambda o: isinstance(o, str) and o != '') | ~t.label.map(lambda o: str(o).strip() != '')]
     if len(bad): raise OctError(f'{file} lacks a path or a label in row {bad.index[0]+1}: fill in or remove the row.')
     df = pd.DataFrame(dict(path=spelled(root, t.path), label=t.label.map(class_word), folder=''))
@@ -317,7 +317,7 @@ def labels_of(t:pd.DataFrame, file, root:Path)->pd.DataFrame:
     return frames(root, df[~out].assign(path=df.path.map(printable)))
 
 def patients_in(file, columns:str='')->pd.DataFrame:
-    "Path (column path, or the first one) and patient of a table; raises `OctError` where a file has two"
+    "Path (column path, or the first column) and patient from a table; raises `OctError` if a file has two patients"
     t = read_table(file, columns, ('patient',))
     t = pd.DataFrame(dict(path=t.path if 'path' in t else t.iloc[:,0].astype('string'), patient=t.patient))
     t = t.drop_duplicates(ignore_index=True)
@@ -326,12 +326,12 @@ def patients_in(file, columns:str='')->pd.DataFrame:
     return t
 
 def scan_source(
-    data, # folder of class folders, or CSV or parquet with the columns path, label and perhaps patient and split
-    root=None, # of a table: folder that its paths are relative to and may not leave; None: its own
-    columns:str='', # titles of columns, where they are others, such as 'label=diagnosis,patient=patient_id'
-    patients=None, # beside a folder: CSV or parquet with the columns path, or file names, and patient
+    data, # folder of class folders, or CSV or parquet with the columns path, label and optionally patient and split
+    root=None, # for a table: folder that its paths are relative to and must stay in; None: the table's own
+    columns:str='', # your column titles if they differ, such as 'label=diagnosis,patient=patient_id'
+    patients=None, # with a folder: CSV or parquet with the columns path (or file names) and patient
 )->Source:
-    "Where scans are and what is known of them; raises `OctError` for what can't be used"
+    "Where the scans are, and the labels or patients that a table gives; raises `OctError` for invalid input"
     if isinstance(data, Source): return data
     file = Path(data)
     if not file.exists(): raise OctError(f'There is no folder {file}: check the path.')
@@ -349,8 +349,8 @@ def scan_source(
     return Source(root, file, labels_of(t, file, root))
 
 def find_scans(data, classes=None)->pd.DataFrame:
-    """Path (posix), folder, label, bytes and patient of each scan in class folders or in a table, of the classes given,
-    else of the four or those of the table; `OctError` for none or an empty class folder"""
+    """Path (posix), folder, label, bytes and patient of each scan in class folders or a table; by default of the four
+    classes or those of the table; raises `OctError` for no scan or an empty class folder"""
     source = scan_source(data)
     return source.scans(source.classes(classes))
 
@@ -364,17 +364,17 @@ COLUMNS = ['path', 'label', 'patient', 'folder', 'width', 'height', 'bytes', 'st
     'error']
 
 def file_state(path)->str:
-    "What changes whenever a file is written or replaced, even where its date is set back: size, dates, number"
+    "A text that changes whenever a file is written or replaced, even if its date is set back: size, dates, inode"
     s = os.stat(file_of(path))
     return f'{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}'
 
 def blank_columns(look)->dict:
-    "The further columns of a scan that can't be read"
+    "The extra columns of a scan that can't be read"
     return look(np.zeros((MIN_SIDE, MIN_SIDE), np.uint8)) if look else {}
 
 def read_row(root, row, classes, look=None, blank=None)->dict:
-    """What a row of `find_scans` lacks; where its file can't be read, the columns of `look` are those of `blank`;
-    `classes`: those of which a folder may not contradict a name"""
+    """The columns that a row of `find_scans` lacks; a file that can't be read gets the columns `blank`;
+    `classes`: a name and a folder that give different ones of these are an error"""
     p,n = Path(root)/row.path, scan_name(row.path, classes)
     out = dict(patient=row.patient, width=0, height=0, bytes=row.bytes, state='', sha256='',
                dhash=np.uint64(0), error='') | (blank or {})
@@ -385,7 +385,7 @@ def read_row(root, row, classes, look=None, blank=None)->dict:
         if row.path.lower().endswith(IMAGES):
             data = read_file(p, MAX_PICTURE)
             out['bytes'],grey = len(data),None
-        else: data = grey = read_grey(p) # of a frame the pixels count, not the file
+        else: data = grey = read_grey(p) # a frame's hash is of its pixels, not the whole file
         out['sha256'] = hashlib.sha256(data).hexdigest()
         if grey is None: grey = read_grey(data)
         out |= dict(width=grey.shape[1], height=grey.shape[0], dhash=dhash(grey)) | (look(grey) if look else {})
@@ -395,26 +395,26 @@ def read_row(root, row, classes, look=None, blank=None)->dict:
     return out
 
 def typed(df, look=None)->pd.DataFrame:
-    "A scan table with its columns in order and of their kinds"
+    "A scan table with its columns in order and of the right types"
     kinds = {k: np.asarray(v).dtype for k,v in blank_columns(look).items()}
     df = df.astype(dict(patient='string', dhash='uint64', width='int32', height='int32', bytes='int64') | kinds)
     return df[[*COLUMNS, *kinds]].sort_values('path', ignore_index=True)
 
 def unchanged(root, found, old)->np.ndarray:
-    "Mask over `found`: files that `old` describes as they are now"
+    "Mask over `found`: files that have not changed since `old`"
     if old is None: return np.zeros(len(found), bool)
     known = old[old.error == ''].set_index(['path', 'label', 'folder']).state
     then = known.reindex(pd.MultiIndex.from_frame(found[known.index.names])).fillna('').to_numpy()
     return np.array([bool(o) and o == file_state(Path(root)/p) for p,o in zip(found.path, then)], bool)
 
 def scan_table(
-    data, # folder of scans, or table of labels, or a `Source`
-    classes=None, # names of classes (the four, or those of the table)
+    data, # folder of scans, table of labels, or a `Source`
+    classes=None, # class names; None: the four, or those of the table
     old:pd.DataFrame|None=None, # an earlier table of this folder, to save time
-    look=None, # greys (H, W) uint8 → dict of further columns
-    keep=None, # called with what there is every 5,000 files, so that an interruption costs little
-)->pd.DataFrame: # the columns of `COLUMNS` and of `look`, sorted by path; `error` says why a file can't be used
-    "One row per scan of `data`; raises `OctError` where there is none"
+    look=None, # greys (H, W) uint8 → dict of extra columns
+    keep=None, # called with the table so far every 5,000 files, so that an interruption costs little
+)->pd.DataFrame: # `COLUMNS` and the columns of `look`, sorted by path; `error` says why a file can't be used
+    "One row per scan of `data`; raises `OctError` if there is none"
     root = scan_source(data)
     classes = root.classes(classes)
     found = find_scans(root, classes)
@@ -434,28 +434,28 @@ def scan_table(
             if keep and len(got) % 5000 == 0: keep(table())
     return table()
 
-SCHEMA = 3 # to be raised when a stored column gets another meaning
+SCHEMA = 3 # increase it when a stored column changes its meaning
 
 def earlier_table(file, mark:str, columns)->pd.DataFrame|None:
-    "The table that was kept of the folder with this mark; None where it won't do"
+    "The table stored earlier for the folder with this mark; None if it can't be used"
     try: old = load_table(file)
     except OctError: return None
     current = old.attrs.get('folder') == mark and old.attrs.get('schema') == SCHEMA
     return old if current and set(columns) <= set(old) else None
 
 def keep_table(t:pd.DataFrame, file, mark:str):
-    "Store a table with what folder it is of"
+    "Store a table with the mark of its folder"
     t.attrs |= dict(folder=mark, schema=SCHEMA)
     save_table(t, file)
 
 def kept_table(
-    data, # folder of scans, or table of labels, or a `Source`
-    file, # parquet file that keeps the table
-    classes=None, # as of `scan_table`
+    data, # folder of scans, table of labels, or a `Source`
+    file, # parquet file that stores the table
+    classes=None, # as in `scan_table`
     look=None, # as in `scan_table`
     read=None, # new or changed rows of `find_scans` → their scan table; None: read here
 )->pd.DataFrame:
-    "The scan table of `data`, kept in `file`, of which only new and changed files are read; `OctError` as `scan_table`"
+    "The scan table of `data`, stored in `file`; reads only new and changed files; `OctError` as `scan_table`"
     data = scan_source(data)
     mark = hashlib.sha256(str(Path(data).resolve()).encode(errors='replace')).hexdigest()
     columns = [*COLUMNS, *blank_columns(look)]
@@ -466,6 +466,6 @@ def kept_table(
         same = [] if old is None else [old[old.path.isin(found.path) & ~old.path.isin(new.path)]]
         if len(new): old = typed(pd.concat([*same, read(new)], ignore_index=True), look)
     def keep(t): keep_table(t, file, mark)
-    t = scan_table(data, classes, old, look=look, keep=keep) # reads what changed meanwhile
+    t = scan_table(data, classes, old, look=look, keep=keep) # also reads what has changed in the meantime
     keep(t)
     return t

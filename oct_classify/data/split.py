@@ -20,15 +20,15 @@ from .scans import lines_of, plain, read_table, sides_of
 
 # %% ../../nbs/api/data/split.ipynb #58050775
 def picture(df:pd.DataFrame)->pd.Series:
-    "What rows that show one picture share: the path of the first, or the hash where none looked for duplicates; or ''"
+    "The key that rows of one picture share: the path of the first, or the hash if duplicates were not searched; or ''"
     return df.duplicate_of.where(df.duplicate_of != '', df.path) if 'duplicate_of' in df else df.sha256.fillna('')
 
 def components(df:pd.DataFrame, by:tuple=('patient', 'sha256', 'duplicate_of'))->np.ndarray:
-    "The number of each row's group: rows that share a value of a column in `by` (if there), directly or through others"
+    "The number of each row's group: rows that share a value in a column of `by` (if there), directly or through others"
     rows,values,width = [],[],len(df)
     for column in (c for c in by if c in df):
         value = picture(df) if column == 'duplicate_of' else df[column].astype('string').fillna('')
-        if column == 'sha256' and 'error' in df: value = value.where(df.error == '', '') # empty files are equal
+        if column == 'sha256' and 'error' in df: value = value.where(df.error == '', '') # empty files have equal hashes
         known = np.flatnonzero(value != '')
         rows.append(known)
         values.append(width + pd.factorize(value)[0][known])
@@ -39,7 +39,7 @@ SPLITS = ('train', 'valid', 'test', 'dropped')
 POLICIES = ('official', 'clean', 'patient')
 
 def draw_side(df:pd.DataFrame, side:str, share:float, seed:int):
-    "Move to `side` whole groups that make up about `share` of each class in training, never all groups of a class"
+    "Move whole groups to `side`, about `share` of each class in training, but never all groups of a class"
     pool = df[df.split == 'train'].assign(key=lambda o: o.patient.astype('string').fillna(o.path))
     groups = pool.groupby('group').agg(key=('key', 'min'), label=('label', lambda o: o.mode()[0]), n=('path', 'size'))
     groups['order'] = [hashlib.sha256(f'{seed}:{k}'.encode()).hexdigest() for k in groups.key]
@@ -52,7 +52,7 @@ def draw_side(df:pd.DataFrame, side:str, share:float, seed:int):
                 fit.append(i)
                 left -= n
             if left <= 0: break
-        drawn += (fit or [c.n.idxmin()])[:len(c)-1] # one group at least stays behind
+        drawn += (fit or [c.n.idxmin()])[:len(c)-1] # at least one group stays behind
     df.loc[pool.index[pool.group.isin(drawn)], 'split'] = side
 
 def drop_rows(df:pd.DataFrame, mask, reason):
@@ -61,7 +61,7 @@ def drop_rows(df:pd.DataFrame, mask, reason):
     df.loc[mask, 'reason'] = reason
 
 def drop_twins(df:pd.DataFrame):
-    "Outside test: drop a picture that lies under two labels, and all duplicates of a picture but the first"
+    "Outside test, drop pictures with two labels, and all copies of a picture except the first"
     same = picture(df)
     usable = df[df.split != 'dropped']
     contradict = usable.index[usable.groupby(same).label.transform('nunique') > 1]
@@ -72,7 +72,7 @@ def drop_twins(df:pd.DataFrame):
     drop_rows(df, df.index.isin(again), 'The same picture as ' + first + '.')
 
 def drop_shared(df:pd.DataFrame):
-    "Drop from training whatever belongs together with a test scan"
+    "Drop from training every scan in the same group as a test scan"
     test = df[df.split == 'test']
     shared = ~df.split.isin(['dropped', 'test']) & df.group.isin(test.group)
     named = 'Patient ' + df.patient.astype('string').fillna('') + ' is in the test set.'
@@ -80,7 +80,7 @@ def drop_shared(df:pd.DataFrame):
     drop_rows(df, shared, why.mask(picture(df).isin(picture(test)), 'A test scan shows the same picture.'))
 
 def need_classes(df:pd.DataFrame, side:str, hint:str):
-    "Raise `OctError` where a class is not on `side`; `hint` says what to do"
+    "Raise `OctError` if a class is missing on `side`; `hint` says what to do"
     gone = sorted(set(df.label) - set(df.label[df.split == side]))
     if gone: raise OctError(f'No usable {side} scan of {", ".join(gone)} is there: {hint}')
 
@@ -88,10 +88,10 @@ def split_table(
     table:pd.DataFrame, # scan table
     policy:str='clean', # 'official', 'clean' or 'patient'
     valid:float=.15, # share of each class for validation
-    test:float=.15, # share of each class for test, policy 'patient' only
+    test:float=.15, # share of each class for test, only for the policy 'patient'
     seed:int=42, # fixes the draw
-)->pd.DataFrame: # the table with `split`, `reason` and `group`, the number of its component
-    "Put every scan on one side; raises `OctError` where a class would be missing or there is no test folder to keep"
+)->pd.DataFrame: # the table with `split`, `reason` and `group` (the number of its component)
+    "Put every scan on one side; raises `OctError` if a class would be missing or there is no test folder to keep"
     if policy not in POLICIES: raise OctError(f'There is no policy {policy!r}: choose one of {", ".join(POLICIES)}.')
     if table.label.nunique() < 2:
         raise OctError(f'Only {table.label.iloc[0]} scans were found: add a folder of another class, or use --classes.')
@@ -106,7 +106,7 @@ def split_table(
     if policy != 'official': drop_twins(df)
     if policy == 'patient':
         draw_side(df, 'test', test, seed)
-        valid /= 1-test # of what is left
+        valid /= 1-test # share of the rest
     if policy != 'official' or not (df.split == 'valid').any(): draw_side(df, 'valid', valid, seed+1)
     need_classes(df, 'train', 'add scans of that class, or remove its folder.')
     if policy == 'patient': need_classes(df, 'test', 'a class needs scans of at least two patients.')
@@ -117,7 +117,7 @@ def split_table(
 
 # %% ../../nbs/api/data/split.ipynb #3795b51b
 def unknown_patients(table:pd.DataFrame)->str:
-    "One sentence on what the guard can't see, because nothing gives the patient; '' where every patient is known"
+    "One sentence on what the guard can't see because patients are unknown; '' if every patient is known"
     n = int(table.patient.isna().sum())
     why = f'The patients of {plural(n, "scan")} are unknown, as their names do not follow LABEL-patient-number: '
     return why + "whether they leak can't be seen, so rename these files or name their patients by --patients FILE " \
@@ -135,20 +135,20 @@ class Leak:
         return f'The same {self.kind} is on two sides ({self.count:,} in all), e.g. {names}: choose --policy clean.'
 
 class LeakError(CheckFailed):
-    "A split leaks"
+    "A split with a leak"
 
 @dataclass(frozen=True)
 class SplitCheck:
     "What a split was checked for, what leaks, and what can't be seen"
-    scans:dict # side: scans
-    unknown:dict # side: scans of unknown patients; without the sides where all are known
-    patients:int # that are known
-    duplicates:bool # were near duplicates looked for? else only identical files
+    scans:dict # side: number of scans
+    unknown:dict # side: number of scans of unknown patients; only sides that have some
+    patients:int # known patients
+    duplicates:bool # True: near duplicates were searched too; False: only identical files
     leak:Leak|None=None # the first that was found
 
     @property
     def verified(self)->bool:
-        "Is every scan on one side only, as far as patients and pictures go, and was all of that looked at?"
+        "Is no patient or picture on two sides, and is every patient known?"
         return self.leak is None and not self.unknown
 
     def __str__(self):
@@ -179,19 +179,19 @@ def inspect_split(df:pd.DataFrame)->SplitCheck:
     return SplitCheck(scans, unknown, int(used.patient.nunique()), 'duplicate_of' in used, first_leak(used))
 
 def check_split(df:pd.DataFrame)->SplitCheck:
-    "`inspect_split`, but raise `LeakError` with the offending names where a patient or a picture is on two sides"
+    "`inspect_split`, but raises `LeakError` with the offending names if a patient or a picture is on two sides"
     check = inspect_split(df)
     if check.leak: raise LeakError(str(check.leak))
     return check
 
 # %% ../../nbs/api/data/split.ipynb #0e379d59
 def save_split(df:pd.DataFrame, path):
-    "Write `split.csv`: path, label, patient, split, reason, sha256, duplicate_of; `OctError` where the disk refuses"
+    "Write `split.csv`: path, label, patient, split, reason, sha256, duplicate_of; raises `OctError` if it can't"
     columns = ['path', 'label', 'patient', 'split', 'reason', 'sha256', 'duplicate_of']
     with atomic_write(path) as f: f.write(to_csv(df[[c for c in columns if c in df]]))
 
 def read_split(path)->pd.DataFrame:
-    "The lines of a split file, checked"
+    "The checked lines of a split file; raises `OctError` if it can't be used"
     t = read_table(path, needs=('path', 'split'))
     t = t.assign(split=sides_of(t, path).replace('val', 'valid'), path=t.path.map(plain))
     t = t[[o for o in ('path', 'split', 'reason', 'patient', 'sha256') if o in t]].astype('string').drop_duplicates()
@@ -201,7 +201,7 @@ def read_split(path)->pd.DataFrame:
     return t.reset_index(drop=True)
 
 def match_split(df:pd.DataFrame, t:pd.DataFrame)->pd.DataFrame:
-    "The line of a split file for each row of the table, missing where there is none; by path, SHA-256, end of the path"
+    "The line of a split file for each row of the table, by path, SHA-256 or end of the path; missing if there is none"
     paths = df.path.map(plain)
     got = paths.to_frame('path').merge(t, on='path', how='left').set_index(df.index)
     rest = got.split.isna() & (df.error == '')
@@ -215,9 +215,9 @@ def match_split(df:pd.DataFrame, t:pd.DataFrame)->pd.DataFrame:
     return got
 
 def load_split(table:pd.DataFrame, path, valid:float=.15, seed:int=42)->pd.DataFrame:
-    """Sides as a CSV `path` gives them (columns path, split, perhaps reason and sha256); without validation scans the
-    share `valid` of each class of training is drawn; patients that no name tells are those of its column patient;
-    raises `LeakError` for a leak, `OctError` where no line fits"""
+    """Sides as the CSV file `path` gives them (columns path, split, optionally reason, sha256 and patient, which fills
+    in unknown patients); without validation scans, the share `valid` of each class of training is drawn;
+    raises `LeakError` for a leak, `OctError` if no line matches"""
     name,t = Path(path).name,read_split(path)
     df = table.reset_index(drop=True)
     got = match_split(df, t)

@@ -29,12 +29,12 @@ LAYERS = (('RNFL',     24,   4,  .55, 1.5),
           ('outer segments', 11, 21, .43, 2),
           ('RPE',      29,  27,  .74, 2))
 ONL,EZ,OS,RPE,BRUCH = 4,7,8,9,11 # rows of `Phantom.layers`
-INNER,OUTER,BOTH = (2, 3),(3, 5),(2, 5) # of these rows, those between which cysts lie: INL; OPL and ONL; all three
+INNER,OUTER,BOTH = (2, 3),(3, 5),(2, 5) # the rows between which cysts lie: INL; OPL and ONL; all three
 LESIONS = ('drusen', 'RPE detachment', 'neovascular tissue', 'subretinal fluid', 'cyst', 'exudate')
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #4c21dfa6
 def make_eye(rng)->dict:
-    "What all scans of one eye share, drawn at random; lengths in mm where they run across, in µm where they run deep"
+    "Random properties that all scans of one eye share; lengths in mm across and in µm in depth"
     n,u,b = len(LAYERS),partial(uniform, rng),partial(bell, rng)
     return dict(
         thick=b(1, .045)*b(1, .06, (n,)), bright=b(1, .09, (n,)).clip(.75, 1.2), nasal=1-2*rng.integers(0, 2),
@@ -45,12 +45,12 @@ def make_eye(rng)->dict:
         hyaloid=u(0, 1) < .25, membrane=u(0, 1) < .25)
 
 def thickness(eye:dict, x:np.ndarray)->np.ndarray:
-    "How thick each healthy layer of an eye of `make_eye` is at `x` (W,) mm from the fovea: (10, W) µm"
+    "Thickness of each healthy layer of an eye of `make_eye` at `x` (W,) mm from the fovea: (10, W) µm"
     r2 = x*x + eye['miss']*eye['miss']
     q,far = r2/(eye['pit']*eye['pit']),np.minimum(1, r2/10)
     pit = (1-eye['round'])/((1+q)*(1+q)) + eye['round']/(1+q*q)
     um = np.stack([f*(rim+(centre-rim)*pit) for (_,rim,centre,*_),f in zip(LAYERS, eye['thick'])])
-    um[0] = np.maximum(3, um[0]*(1+.33*eye['nasal']*x.clip(-4, 4)+.3*far)) # nerve fibres gather towards the disc
+    um[0] = np.maximum(3, um[0]*(1+.33*eye['nasal']*x.clip(-4, 4)+.3*far)) # nerve fibres converge towards the disc
     um[1] *= (1-.45*far)*(1.05-.2*eye['age'])
     um[2:5] *= 1-.17*far
     return um
@@ -59,7 +59,7 @@ def thickness(eye:dict, x:np.ndarray)->np.ndarray:
 @dataclass
 class Section:
     "A section through an eye: one value per column, heights in µm"
-    eye:dict # of `make_eye`
+    eye:dict # from `make_eye`
     rng:np.random.Generator # of this scan
     h:int # rows
     w:int # columns
@@ -85,7 +85,7 @@ class Section:
         self.through,self.shade = np.ones((2, self.w)) # light left by lesions and by vessels
         self.blend = np.full(self.w, u(0, .25)) # how much contrast the layers lose
         self.ragged = np.full(self.w, u(0, .06)) # how uneven the thickness of the RPE is
-        self.under = dict(drusen=u(.38, .66), ped=.45) # brightness of what lies under the RPE
+        self.under = dict(drusen=u(.38, .66), ped=.45) # brightness of what is under the RPE
         self.no_ez += u(0, .2)*np.abs(self.wave(.5))
 
     def chance(self, p):
@@ -103,7 +103,7 @@ class Section:
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #b617b060
 def grow_drusen(s:Section, severity):
-    "Bumps under the RPE, now and then a large flat one, and what wears out over them"
+    "Add bumps under the RPE, sometimes a large flat one, and the wear above them"
     at,spread = s.u(-1, 1),s.u(.5, 3)
     for _ in range(1+int(s.u(0, 3)+severity*s.u(2, 20))):
         r = s.u(0, 1)
@@ -120,19 +120,19 @@ def grow_drusen(s:Section, severity):
     add_dots(s, int(3*severity*s.u(0, 1)), at, spread)
 
 def wear_out(s, near, ez, rpe, ragged):
-    "Where a lesion is `near` (0-1), EZ and RPE lose shares up to `ez` and `rpe`, and the RPE grows `ragged`"
+    "Where a lesion is `near` (0-1), reduce EZ and RPE by shares up to `ez` and `rpe`, and make the RPE `ragged`"
     s.no_ez = np.maximum(s.no_ez, near*s.u(0, ez)*np.abs(s.wave(.4, 2)).clip(0, 1))
     s.no_rpe = np.maximum(s.no_rpe, near*s.u(0, rpe)*np.abs(s.wave(.3, 2)).clip(0, 1))
     s.ragged = s.ragged + near*s.u(.05, ragged)
     s.through = s.through*(1+s.u(0, .5)*s.no_rpe*near)*(1+s.u(0, .15)*near*s.wave(.08, 2))
 
 def add_dots(s, n, at, spread, um=(5, 14)):
-    "Bright dots between INL and ONL: exudates or single cells"
+    "Add bright dots between INL and ONL: exudates or single cells"
     for _ in range(n): s.dots.append((s.b(at, spread/2), s.u(.05, .95), s.u(*um), s.u(.5, 1)))
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #d54b8200
 def add_cysts(s, between, at, reach, size, severity):
-    "A row of cysts, up to `size` µm in radius in its middle, within `reach` mm of `at`"
+    "Add a row of cysts within `reach` mm of `at`, up to `size` µm in radius in its middle"
     mm,tall = at-reach*s.u(.5, 1),s.u(.4, 1.3)
     water = s.u(.02, .13) if s.chance(.85) else s.u(.13, .2) # brightness
     dense = s.u(.5, .75+.25*severity)
@@ -142,7 +142,7 @@ def add_cysts(s, between, at, reach, size, severity):
         mm += 2*rx+s.u(.004, .04)
 
 def grow_edema(s:Section, severity):
-    "Diabetic macular edema: layers swell, with cysts, exudates and fluid under the retina"
+    "Add diabetic macular edema: layers swell, with cysts, exudates and fluid under the retina"
     at = s.b(0, .25) if s.chance(.75) else s.u(-1.8, 1.8)
     reach,cystoid = s.u(.4, .8+1.6*severity),s.chance(.88)
     swell = hill((s.x-at)/(reach*s.u(1.3, 2.2)), True)
@@ -161,7 +161,7 @@ def grow_edema(s:Section, severity):
 
 # %% ../../nbs/api/phantoms/anatomy.ipynb #c8df2f35
 def add_detachment(s, u, severity):
-    "Fibrovascular and lumpy, or a dark serous dome; `u` (W,) is -1 to 1 across the lesion"
+    "Lift the RPE: fibrovascular and lumpy, or a dark serous dome; `u` (W,) is -1 to 1 across the lesion"
     serous = s.chance(.3)
     high = s.u(50, 100+s.u(0, 230*severity))*s.dome(u)
     s.ped = high*(1+s.u(.1, .9)*s.wave(s.u(.3, 1), 2)).clip(.05)
@@ -170,7 +170,7 @@ def add_detachment(s, u, severity):
     s.through = s.through*(1-s.u(0, .35)*hill(u))
 
 def add_tissue(s, at, half, severity):
-    "Bright tissue between RPE and photoreceptors"
+    "Add bright tissue between RPE and photoreceptors"
     core = (s.x-at-s.u(-.3, .3)*half)/(half*s.u(.5, 1.1))
     s.tissue = s.u(40, 90+150*severity)*np.minimum(1, s.u(1, 2.5)*s.dome(core))*(1+.6*s.wave(.4, 3)).clip(.05)
     s.no_rpe = np.maximum(s.no_rpe, plateau(core)*s.u(.3, 1)*np.abs(1.5*s.wave(.3, 2)).clip(0, 1))
@@ -178,7 +178,7 @@ def add_tissue(s, at, half, severity):
     s.through = s.through*(1-s.u(-.2, .4)*hill(core))
 
 def respond(s, at, half, severity):
-    "What the retina above new vessels does: swell, form cysts, or waste away"
+    "Change the retina above new vessels: it swells, forms cysts, or wastes away"
     u = (s.x-at)/half
     if s.chance(.6): s.um[1:5] *= 1+s.u(.05, .4)*hill(u/1.8, True)
     if s.chance(.4):
@@ -189,7 +189,7 @@ def respond(s, at, half, severity):
     add_dots(s, int(14*severity*s.u(0, 1)*s.u(0, 1)), at, half)
 
 def grow_vessels(s:Section, severity):
-    "Choroidal neovascularisation: a detachment, tissue or both, fluid, and the loss of what lies above"
+    "Add choroidal neovascularisation: a detachment, tissue or both, fluid, and the loss of layers above"
     at,half,kind = s.b(0, .7),s.u(.5, 1+1.6*severity),s.u(0, 1)
     u = (s.x-at)/half
     if kind < .65: add_detachment(s, u, severity)

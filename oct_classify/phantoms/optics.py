@@ -17,11 +17,11 @@ f4 = np.float32
 SIDE = 1024 # of the periodic fields, in pixels
 
 def uniform(rng, lo, hi, size=None):
-    "Even between `lo` and `hi`: one number, or an array"
+    "Uniform random between `lo` and `hi`: one number, or an array"
     return lo + (hi-lo)*rng.random(size)
 
 def bell(rng, mean, sd, size=()):
-    "Bell-shaped around `mean`, never further than three `sd` off: the sum of three uniforms"
+    "Bell-shaped random around `mean`, never more than three `sd` away: the sum of three uniforms"
     return mean + 2*sd*(rng.random((3, *size)).sum(0)-1.5)
 
 def hill(u, steep=False):
@@ -30,7 +30,7 @@ def hill(u, steep=False):
     return v*v if steep else v
 
 def plateau(u):
-    "As `hill`, with a flat top"
+    "`hill` with a flat top"
     return np.minimum(1, 2*hill(u))
 
 def wave(rng, x:np.ndarray, period:float, octaves:int=1)->np.ndarray:
@@ -74,12 +74,12 @@ def tissue_noise()->np.ndarray:
     return (z/(2.5*np.sqrt((z*z).sum()/z.size))).clip(-1, 1).astype(f4)
 
 def grain(y, x, size:float)->np.ndarray:
-    "Tissue texture within ±1 at a depth `y` and a position across `x`, in µm from 0, with grains of `size` µm"
+    "Tissue texture within ±1 at depth `y` and position across `x`, in µm from 0, with grains of `size` µm"
     row,column = ((o*(12/size)).astype(np.int32) & 511 for o in (y, x))
     return tissue_noise()[row,column]
 
 def soften(img:np.ndarray, passes:tuple):
-    "Blur `img` (H, W) float32 in place by the weights 1, 2, 1, so many `passes` in depth and across: finite resolution"
+    "Blur `img` (H, W) float32 in place with the weights 1, 2, 1, so many `passes` in depth and across"
     for a in [img.T]*passes[0] + [img]*passes[1]:
         sides = (a[:,:-2]+a[:,2:])*f4(.25)
         a[:,1:-1] *= f4(.5)
@@ -87,12 +87,12 @@ def soften(img:np.ndarray, passes:tuple):
 
 # %% ../../nbs/api/phantoms/optics.ipynb #328416c2
 def averaged_speckle(rng, frames, below, shape):
-    "The mean of fewer than `below` windows; of more in a thumbnail, whose pixels stand for several"
+    "The mean of fewer than `below` windows; more in a thumbnail, where a pixel stands for several"
     n = rng.integers(1, below)*max(1, (496/shape[0])*(496/shape[0]))
     return looks(rng, speckle(3, 1, frames, 1-(-max(shape)//SIDE)), int(min(16, n)), shape)
 
 def detector_noise(rng, shape):
-    "What the detector adds (H, W), less the scanner's estimate of it"
+    "Noise of the detector (H, W), less the scanner's estimate of it"
     floor = uniform(rng, .05, .095) if rng.random() < .8 else uniform(rng, .09, .16) # as displayed
     n = averaged_speckle(rng, 2, 3, shape) - f4(uniform(rng, .25, .7))
     deep = 1-uniform(rng, -.3, .75)*np.arange(shape[0])/shape[0]
@@ -116,7 +116,7 @@ def light(rng, img:np.ndarray, shade:np.ndarray)->np.ndarray:
 
 # %% ../../nbs/api/phantoms/optics.ipynb #a3dd0f01
 def borders(rng, img:np.ndarray)->np.ndarray:
-    "`img` (H, W) uint8, changed in place: in three scans of four a white border along the frame, level or slanted"
+    "`img` (H, W) uint8, changed in place: in three scans of four, a white border along the frame, level or slanted"
     h,w = img.shape
     if rng.random() < .25: return img
     edge = bell(rng, 0, .045)*(np.arange(w)-w/2) + bell(rng, 0, .05)*h

@@ -59,7 +59,7 @@ def draw_layers(s, edges):
     return img
 
 def draw_choroid(s, img):
-    "Stroma, two sizes of vessels, and the fading towards the sclera"
+    "Add the choroid: stroma, vessels of two sizes, and the fading towards the sclera"
     e,top = s.eye,int(np.clip(s.bruch.min()-4, 0, s.h-1))
     below = (np.arange(top, s.h, dtype=f4)[:,None]-s.bruch.astype(f4))*f4(s.row)
     d,x,(y0,x0) = np.maximum(below, 0),(s.x*1000+9000).astype(f4),e['texture'].astype(f4)
@@ -72,7 +72,7 @@ def draw_choroid(s, img):
     img[top:] += fade*(1-f4(e['vessels'])*t)*(e['stroma']*s.through).astype(f4)
 
 def roughen(s, b, img):
-    "Uneven texture: faint in the retina, strong in neovascular tissue"
+    "Add uneven texture: faint in the retina, strong in neovascular tissue"
     lo,hi = int(max(0, b[0].min())),int(np.clip(s.bruch.max(), 1, s.h))
     y = np.arange(lo, hi, dtype=f4)[:,None]
     depth,across = y*f4(s.row),(s.x*1000+9000).astype(f4)
@@ -82,7 +82,7 @@ def roughen(s, b, img):
     img[lo:hi, k] *= 1+f4(s.clumps)*inside*grain(depth*f4(2.5), across[k]*2, f4(50))
 
 def ellipse(xx, yy, x, y, rx, ry):
-    "Below 1 inside of an ellipse"
+    "Distance from an ellipse's centre, squared: below 1 inside"
     u,v = (xx-f4(x))*f4(1/rx),(yy-f4(y))*f4(1/ry)
     return u*u+v*v
 
@@ -109,7 +109,7 @@ def spots(s, b):
         yield 'exudate', x, hi+(lo-hi)*place, max(.8, .75*um/s.row), max(.8, um/s.row), v
 
 def draw_vessels(s, b, img):
-    "Retinal vessels: a bright spot among the nerve fibres, a shadow below"
+    "Add retinal vessels: a bright spot among the nerve fibres, a shadow below"
     for _ in range(s.rng.integers(0, 5)):
         x,r = int(s.u(0, s.w)),s.u(2, 6)*s.scale
         draw_ellipse(img, x, float(b[0][x])+s.u(5, 14)*s.scale, r, .8*r, s.u(.45, .75), 1)
@@ -123,7 +123,7 @@ def draw_line(s, img, rows, bright, half):
 
 def draw(s:Section, b:np.ndarray)->np.ndarray:
     "Brightness as displayed, 0-1 (H, W), without speckle, of a section with its `boundaries`"
-    s.soft = s.u(3, 7) # rows over which RPE turns to choroid
+    s.soft = s.u(3, 7) # rows over which the RPE fades into the choroid
     img = draw_layers(s, edges_of(s, b, layer_brightness(s)))
     draw_choroid(s, img)
     roughen(s, b, img)
@@ -143,11 +143,11 @@ def draw(s:Section, b:np.ndarray)->np.ndarray:
 class Phantom:
     "A synthetic B-scan: `image`, `layers`, `masks`; raises `OctError` for an unknown class"
     def __init__(self,
-        seed:int=0, # fixes everything together with patient and number
+        seed:int=0, # fixes everything, together with patient and number
         label:str='NORMAL', # one of `CLASSES`
         severity:float|None=None, # 0 (early) to 1 (advanced); None: the patient's own
-        patient:int=0, # the eye depends on this alone
-        number:int=1, # lesions, speckle, light and border depend on this too
+        patient:int=0, # sets the eye
+        number:int=1, # sets lesions, speckle, light and border
         shape:tuple=(496, 512), # height and width in pixels; height sets the scale, width the field of view
         border:bool=True, # may have white scanner borders
     ):
@@ -163,7 +163,7 @@ class Phantom:
 
     @cached_property
     def masks(self)->dict:
-        "{lesion: (H, W) bool}, where each lesion is, for those that are there"
+        "{lesion: (H, W) bool}, the mask of each lesion in the scan"
         s,b,y = self._section,self.layers,np.arange(len(self.image))[:,None]
         top = b[RPE]-s.tissue/s.row
         zones = {
@@ -184,12 +184,12 @@ class Phantom:
 def phantom_folder(
     dest, # folder to write
     train:int=40, # patients per class in train
-    val:int=4, # … in val
-    test:int=15, # … in test
+    val:int=4, # the same in val
+    test:int=15, # the same in test
     scans:int=2, # scans per patient
     seed:int=42, # same seed, same bytes
     shape:tuple=(496, 512), # height and width of each scan in pixels
-    classes:tuple=CLASSES, # to draw
+    classes:tuple=CLASSES, # classes to draw
 )->Path: # `dest`
     "Write `{train,val,test}/CLASS/CLASS-patient-number.jpeg`; raises `OctError` for an unknown class or a full disk"
     dest,jobs,n = Path(dest),[],1000
