@@ -12,8 +12,8 @@ __all__ = ['LONG', 'LARGEST', 'AT_ONCE', 'MOST', 'BY_DRIVE', 'POLICY', 'ABANDONE
            'let_page_end_kernel', 'end_as_by_ctrl_c', 'sweep', 'voila_settings', 'browser_file', 'voila_page', 'serve']
 
 # %% ../nbs/api/app.ipynb #8f4d97df
-import asyncio, contextlib, importlib.util, json, logging, os, re, secrets, shutil, signal, sys, tempfile, time
-import urllib.parse
+import asyncio, contextlib, json, logging, os, re, secrets, shutil, signal, sys, tempfile, time
+import importlib.metadata, importlib.util, urllib.parse
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -534,6 +534,8 @@ def serve(
     else: raise OctError('This is a notebook already: show the app with app(bundle).')
     if not all(importlib.util.find_spec(o) for o in ('voila', 'ipywidgets')):
         raise OctError("The app needs Voilà and ipywidgets: pip install 'oct_classify[app]'.")
+    if importlib.metadata.version('ipywidgets').startswith('7'): # whose front end Voilà does not have
+        raise OctError("Outside of a notebook the app needs a newer ipywidgets: pip install 'ipywidgets>=8'.")
     from unittest import mock
     from traitlets.config import Config
     quiet(False) # or nobody would know the address

@@ -75,7 +75,7 @@ def test_the_page_says_what_metrics_json_says(tmp_path, no_onnx):
     from oct_classify.pipeline import run
 
     data = phantom_folder(tmp_path / 'phantoms', 8, 0, 4, shape=(124, 128))
-    run(data, tmp_path / 'out', arch='resnet10t', size=64, weights='none', epochs=0)
+    run(data, tmp_path / 'out', arch='resnet10t', size=64, weights='none', epochs=1)
     m = json.loads((tmp_path / 'out/metrics.json').read_text())
     v = {k: f'{100 * x:.1f}' for k, x in m['test']['accuracy'].items()}
     assert track_record(tmp_path / 'out/bundle') == (
@@ -92,6 +92,7 @@ def free_port():
 
 def start(bundle, log, settings='pass', browser=False, **env):
     "The app in a process of its own, and its address; `settings` are statements that change its module `a`"
+    if pytest.importorskip('ipywidgets').__version__.startswith('7'): pytest.skip('needs ipywidgets 8')
     code = f'import sys, oct_classify.app as a; {settings}; a.serve(sys.argv[1], int(sys.argv[2]), browser={browser})'
     with open(log, 'wb') as f:
         p = subprocess.Popen(
@@ -439,6 +440,15 @@ def classic_notebook(cell, folder):
     finally:
         p.terminate()
         p.wait(30)
+
+
+def test_an_older_ipywidgets_is_refused(bundle, monkeypatch):
+    from oct_classify.app import serve
+    from oct_classify.core import OctError
+
+    for o in ('voila', 'ipywidgets'): pytest.importorskip(o)
+    monkeypatch.setattr('importlib.metadata.version', lambda name: '7.7.1')
+    with pytest.raises(OctError, match="pip install 'ipywidgets>=8'"): serve(bundle)
 
 
 def test_the_classic_notebook_takes_uploads_with_ipywidgets_7(driver, bundle, scans, tmp_path):

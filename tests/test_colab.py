@@ -87,5 +87,5 @@ def untested(ini, constraints):
 def test_every_lower_bound_is_a_version_that_is_run(root, settings):
     constraints = (root/'constraints-colab.txt').read_text(encoding='utf-8')
     assert len(bounds(settings)) > 40 and untested(settings, constraints) == {}
-    settings['extras']['onnx'] = 'onnx>=1.17\nonnxruntime>=1.23'
+    settings['extras']['onnx'] = 'onnx>=1.17\nonnxruntime>=1.32'
     assert untested(settings, constraints) == {'onnx': '1.17'}
