@@ -32,7 +32,7 @@ class Options:
     "How one network is trained; raises `OctError` for an invalid value"
     epochs:int|None=4 # of all layers, after the head; 0: only the head; None: `enough` for the scans
     bs:int|None=None # scans per step, over all processes together; None: 16 on a CPU, 64 on a GPU
-    lr:float=1e-3 # peak learning rate of the head
+    lr:float=1e-3 # of the head at its peak
     body:float=1/3 # fraction of `lr` for the body
     augment:Augment|None=Augment() # of training batches; None: not at all
     balance:str='loss' # 'loss': each class weighs the same in the loss; 'none': as often as it occurs
