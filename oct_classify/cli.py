@@ -1,4 +1,4 @@
-"""Every stage of the pipeline as a command, with help that is read off the functions themselves
+"""Every stage of the pipeline as a command, with help taken from the functions themselves
 
 Docs: https://oct-classify.github.io/oct_classify/api/cli.html.md"""
 
@@ -32,8 +32,8 @@ def commands()->dict: # {name: function}
         explain=p.explain, predict=predict_files, export=p.export, app=serve)
 
 # %% ../nbs/api/cli.ipynb #c61e1285
-PLACED = ('bundle', 'data', 'paths', 'dest') # parameters that are given by place, not by name
-PYTHON_ONLY = ('test',) # of `run`: there is a command train
+PLACED = ('bundle', 'data', 'paths', 'dest') # positional parameters
+PYTHON_ONLY = ('test',) # of `run`: use the command train instead
 
 class Parser(argparse.ArgumentParser):
     "A parser whose errors are `OctError`s of one sentence"
@@ -46,21 +46,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message): raise OctError(f'{message[:1].upper()}{message[1:]}: see {self.prog} --help.')
 
 def whole(text:str)->int:
-    "A whole number from 0 up"
+    "A whole number of 0 or more"
     if not text.isdecimal() or int(text) >= 2**31:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 up')
     return int(text)
 
 def number(text:str)->float:
-    "A number from 0 up"
+    "A number of 0 or more"
     try: value = float(text)
     except ValueError: value = -1
     if not 0 <= value < float('inf'): raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 up')
     return value
 
 # %% ../nbs/api/cli.ipynb #588dec85
-def option_of(annotation, default)->dict: # arguments of `add_argument`
-    "What an option takes, by the annotation and default of its parameter"
+def option_of(annotation, default)->dict: # arguments for `add_argument`
+    "What an option takes, from the annotation and default of its parameter"
     several = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     kinds = typing.get_args(annotation) if several else (annotation,)
     choices = [o for kind in kinds if typing.get_origin(kind) is typing.Literal for o in typing.get_args(kind)]
@@ -74,7 +74,7 @@ def option_of(annotation, default)->dict: # arguments of `add_argument`
     return {}
 
 def add_parameter(parser:Parser, name:str, about:dict):
-    "One parameter of a function, as `docments` describes it, as an argument of its command"
+    "Add a parameter of a function, described by `docments`, as an argument of its command"
     default,text = about['default'],' '.join((about['docment'] or '').split())
     if name in PLACED:
         needed = default is inspect.Parameter.empty
@@ -101,7 +101,7 @@ exit codes:
 Docs: https://oct-classify.github.io/oct_classify/'''
 
 def parser()->Parser:
-    "All commands and their options"
+    "The parser with all commands and their options"
     top = Parser('oct-classify', description='Classify retinal OCT scans. For research use only.',
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EPILOG)
     top.add_argument('--version', action='version', version=__version__)
@@ -127,7 +127,7 @@ def verdict(e:BaseException)->tuple: # sentence, exit code
     if isinstance(e, OctError): return str(e), 2
     if isinstance(e, KeyboardInterrupt):
         return str(e) or 'Stopped: what was finished is kept, and the same command goes on from there.', 130
-    if type(e).__name__ == 'OutOfMemoryError': # of torch, which may not be imported
+    if type(e).__name__ == 'OutOfMemoryError': # torch's, which may not be imported
         return 'There is not enough memory on the GPU: choose a smaller --bs, --size or --arch.', 2
     if is_memory_error(e): return 'There is not enough memory: choose a smaller --bs, --size or --arch.', 2
     if isinstance(e, OSError) and e.errno is not None:
@@ -138,10 +138,10 @@ def verdict(e:BaseException)->tuple: # sentence, exit code
 
 @contextlib.contextmanager
 def own_stderr():
-    "Standard error for what Python says; what C libraries write there by themselves, as libtiff does, goes nowhere"
+    "Standard error for Python's messages only; what C libraries such as libtiff write there is dropped"
     before = sys.stderr
     try: kept,shared = os.dup(2),before.fileno() == 2
-    except (OSError, ValueError, AttributeError): # it is closed, or a notebook's
+    except (OSError, ValueError, AttributeError): # it is closed, or belongs to a notebook
         yield
         return
     before.flush()
@@ -156,22 +156,22 @@ def own_stderr():
 
 @contextlib.contextmanager
 def libraries_silenced():
-    "Neither warnings nor logs of the libraries underneath; and the names of classes and files are no formulas to draw"
+    "No warnings or logs of the libraries underneath; names of classes and files are not drawn as formulas"
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings(), rc_context({'text.parse_math': False}), own_stderr():
-        warnings.showwarning = lambda *args, **kwargs: None # filters are changed by libraries
+        warnings.showwarning = lambda *args, **kwargs: None # libraries change the filters
         try: yield
         finally: logging.disable(before)
 
 def nobody_reads()->int: # exit code
-    "Let nothing more be written, as whoever read the output is gone"
+    "Write nothing more, because the reader of the output is gone"
     null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr): os.dup2(null, stream.fileno()) # or Python complains at its end
-    return 128+13 # as a shell says of SIGPIPE
+    for stream in (sys.stdout, sys.stderr): os.dup2(null, stream.fileno()) # or Python complains at exit
+    return 128+13 # as a shell reports SIGPIPE
 
 def command(argv):
-    "Do what the arguments say"
+    "Run the command that the arguments name"
     options = vars(parser().parse_args(argv))
     name,_ = options.pop('command'),options.pop('debug')
     quiet(options.pop('quiet') or process_rank() > 0)
@@ -180,7 +180,7 @@ def command(argv):
     for line in getattr(result, 'summary', list)(): say(line)
 
 def outcome(argv)->int: # exit code
-    "Do what the arguments say, or say in one sentence why not; raises `BrokenPipeError` where nobody reads"
+    "Run the command, or say in one sentence why not; raises `BrokenPipeError` if nobody reads the output"
     debug = '--debug' in (sys.argv[1:] if argv is None else argv)
     try:
         try:

@@ -1,4 +1,4 @@
-"""From a folder of scans to a trained, tested model and a report; and from anybody's predictions to the same evidence
+"""From a folder of scans to a tested model with a report, or from any model's predictions to the same evidence
 
 Docs: https://oct-classify.github.io/oct_classify/api/pipeline.html.md"""
 
@@ -47,7 +47,7 @@ from .training.recipes import RECIPES, Options
 # %% ../nbs/api/pipeline.ipynb #4ee292e1
 @dataclass
 class Request:
-    "What decides a training: equal requests on equal scans give equal models"
+    "The settings that determine a training: equal requests on equal scans give equal models"
     recipe:str='resnet50' # one of `RECIPES`
     arch:str|None=None # any timm or torchvision name; None, here and below: the recipe's own
     size:tuple|str|int|None=None # side, (height, width) or 'HEIGHTxWIDTH', in pixels
@@ -66,7 +66,7 @@ class Request:
         self.weights = str(self.weights)
 
     def check(self):
-        "Refuse what can be known to be wrong before anything is read; raises `OctError`"
+        "Refuse settings that are clearly wrong before anything is read; raises `OctError`"
         from oct_classify.training.network import check_arch
         if self.view not in VIEWS:
             raise OctError(f'There is no view {self.view!r}: choose one of {", ".join(VIEWS)}.')
@@ -78,14 +78,14 @@ class Request:
             raise OctError('With --weights none and --epochs 0 nothing is trained: choose at least one epoch.')
 
     def record(self, df:pd.DataFrame)->dict:
-        "The request as a bundle keeps it, with what it was asked of: a split table"
+        "The request as a bundle stores it, including a hash of the split table"
         record = asdict(self) | dict(weights=Path(self.weights).name, table=table_hash(df), version=__version__)
         if Path(self.weights).is_file(): record['weights_sha256'] = digest(self.weights)
         return record
 
 # %% ../nbs/api/pipeline.ipynb #af3ed7a1
 def doubtful_tests(df:pd.DataFrame)->list:
-    "Sentences on test scans of a split table whose figure is not worth what it seems"
+    "Warnings, as sentences, about test scans of a split table that make the metrics less reliable"
     return [str(o) for o in within_test(df.assign(folder=np.where(df.split == 'test', 'test', 'train')))]
 
 def split_stage(
@@ -93,10 +93,10 @@ def split_stage(
     out:Path, # output folder
     policy:str, # one of `POLICIES`
     seed:int,
-    split=None, # a split file of somebody, in place of a policy
-    classes=CLASSES, # that were looked for
+    split=None, # a split file to use instead of a policy
+    classes=CLASSES, # expected class names
 )->pd.DataFrame: # the table with `split`, `reason` and `group`
-    "The split, kept as `split.csv` in `out`; raises `LeakError` where a split file leaks"
+    "Split the scans and write `split.csv` to `out`; raises `LeakError` if a split file leaks"
     df = load_split(table, split, seed=seed) if split else split_table(table, policy, seed=seed)
     save_split(df, out/'split.csv')
     missing = sorted(set(classes)-set(df.label))
@@ -111,11 +111,11 @@ def split_stage(
 
 # %% ../nbs/api/pipeline.ipynb #303969be
 def process_rank()->int:
-    "The number of this process among those that train one network; 0 where there is one"
+    "The number of this process among those that train one network; 0 if there is only one"
     return int(os.environ.get('RANK', 0))
 
 def one_at_a_time(out:Path):
-    "A lock on `out`: of several processes the first does the work, the others find it done"
+    "A lock on `out`: the first of several processes does the work, and the others find it done"
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     return FileLock(out/'.lock') if several else contextlib.nullcontext()
 
@@ -131,12 +131,12 @@ def earlier_model(out:Path, record:dict):
     except OctError: return None
 
 def used_in_training(df:pd.DataFrame)->pd.DataFrame:
-    "Patients and files that a model of this split has met"
+    "Patients and files that a model trained on this split has seen"
     return df.loc[df.split.isin(('train', 'valid')), ['patient', 'sha256']]
 
 def train_stage(df:pd.DataFrame, data, out:Path, request:Request, **kwargs):
-    """A trained `OctModel`, kept as `bundle` in `out`, or the one that an earlier run with the same request left there;
-    None in all but the first of several processes; `df` is a split table, `kwargs` are checkpoints, resume and log"""
+    """A trained `OctModel`, saved as `bundle` in `out`, or the one from an earlier run with the same request;
+    None in every process but the first; `df` is a split table, `kwargs` are checkpoints, resume and log"""
     from oct_classify.inference.model import OctModel
     from oct_classify.training.checkpoint import clear_states
     from oct_classify.training.learner import train_by
@@ -158,13 +158,13 @@ def train_stage(df:pd.DataFrame, data, out:Path, request:Request, **kwargs):
 # %% ../nbs/api/pipeline.ipynb #73eacebf
 @dataclass
 class Answers:
-    "What a model says of one side of a split"
+    "A model's output for one side of a split"
     scans:pd.DataFrame # rows of the split table that could be read
     logits:np.ndarray # (N, K)
-    unread:dict # path: why, of scans that could be read before and can't be now
+    unread:dict # {path: reason} of scans that could be read before and can't be now
 
     def table(self, model, side:str)->pd.DataFrame:
-        "Prediction table, with an answer also where the model abstains"
+        "Prediction table, with an answer even for scans on which the model would abstain"
         p = model.calibrated(self.logits)
         predicted = np.array(model.classes)[p.argmax(1)]
         patient = pd.array(self.scans.patient, dtype='string')
@@ -180,7 +180,7 @@ def answers_of(model, df:pd.DataFrame, data, side:str)->Answers:
     return Answers(t[readable], model.logits(pixels[readable]), unread)
 
 def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction table}; {side: {path: why}} of unread scans
-    "Answers for validation and test; fits the temperature first; raises `OctError` where no test scan can be read"
+    "Answers for validation and test, after fitting the temperature; raises `OctError` if no test scan can be read"
     valid,test = [answers_of(model, df, data, side) for side in ('valid', 'test')]
     if test.unread and not len(test.scans):
         first = min(test.unread)
@@ -194,10 +194,10 @@ def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction tab
 
 @dataclass
 class Unread:
-    "Scans of one side that could be read when the split was made, and not when it was their turn"
+    "Scans of one side that could be read when the split was made but not when they were needed"
     side:str # 'train', 'valid' or 'test'
-    files:dict # path: why
-    of:int # scans of the side
+    files:dict # {path: reason}
+    of:int # number of scans on this side
 
     def record(self)->dict:
         "For metrics.json: how many, and up to 20 of them with the reason"
@@ -211,7 +211,7 @@ class Unread:
             f'and {are} in no figure, e.g. {first}: {self.files[first]}')
 
 def without_unread(df:pd.DataFrame, unread:list)->pd.DataFrame:
-    "The split table with the scans of a list of `Unread` on no side"
+    "The split table with the scans in a list of `Unread` taken off their sides"
     why = {path: why for o in unread for path,why in o.files.items()}
     gone = df.path.isin(list(why))
     reason = 'Could be read before, and not when it was its turn: ' + df.path.map(why).astype('string')
@@ -220,10 +220,10 @@ def without_unread(df:pd.DataFrame, unread:list)->pd.DataFrame:
 # %% ../nbs/api/pipeline.ipynb #ee55cc00
 @dataclass
 class Evidence:
-    "What is known of a model after a test"
+    "The results of a test"
     out:Path # folder of `report.html`, `metrics.json`, `checklist.csv` and `predictions.parquet`
-    metrics:dict # what metrics.json holds
-    name:str='Test' # in the summary
+    metrics:dict # content of metrics.json
+    name:str='Test' # name in the summary
 
     def __str__(self):
         m = self.metrics
@@ -233,28 +233,28 @@ class Evidence:
         return ', '.join([*parts, plural(accuracy['n'], 'scan'), f"{m['seconds']['total']:.0f} s."])
 
     def summary(self)->list: # sentences
-        "What to say at the end"
+        "Sentences to show at the end"
         return [f"{self} Report: {self.out/'report.html'}"]
 
-def records(table:pd.DataFrame|None)->list: # one dict per row, None for what is missing
+def records(table:pd.DataFrame|None)->list: # one dict per row, None for missing values
     "A table for JSON"
     return [] if table is None else table.astype(object).where(table.notna(), None).to_dict('records')
 
 def statements(study)->dict|None:
-    "Statements for the checklist, of a JSON file or as they are"
+    "The checklist statements, given as a JSON file or as a dict"
     return read_study(study) if isinstance(study, (str, Path)) else study
 
 def write_evidence(
     out:Path, # output folder
-    heading:str, # of the report
+    heading:str, # heading of the report
     test:pd.DataFrame, # prediction table of the test scans
     m:dict, # content of metrics.json
-    data, # folder that the paths are relative to; None: the scans are not at hand
+    data, # folder that the paths are relative to; None: the scans are not available
     made:list, # (what, value) pairs for the report
     study:dict|None=None, # statements for the checklist
-    config:dict|None=None, # of the bundle
-    kept:pd.DataFrame|None=None, # predictions to keep; None: `test`
-    **more, # of `write_report`: strata, df, history, check, maps
+    config:dict|None=None, # config of the bundle
+    kept:pd.DataFrame|None=None, # predictions to save; None: `test`
+    **more, # for `write_report`: strata, df, history, check, maps
 ):
     "Write metrics.json, predictions.parquet, checklist.csv and report.html"
     table = crosswalk(with_study(facts_from(m, config, test), study))
@@ -269,7 +269,7 @@ TRAITS = dict(
     spread='raggedness of the RPE', scans='scans of the patient') # of `scan_traits`, in words
 
 def strata_of(test:pd.DataFrame, data=None, by=(), resamples:int=2000)->pd.DataFrame|None:
-    "Figures of a prediction table by strata, as far as the scans in `data` and the columns `by` allow, or None"
+    "Metrics of a prediction table by strata, as far as the scans in `data` and the columns `by` allow, or None"
     at_hand = data is not None and len(test) and all(is_here(data, o) for o in test.path.iloc[[0, -1]])
     names = list(by)
     if at_hand:
@@ -279,7 +279,7 @@ def strata_of(test:pd.DataFrame, data=None, by=(), resamples:int=2000)->pd.DataF
 
 # %% ../nbs/api/pipeline.ipynb #f222183e
 def looks_of_training(model, df:pd.DataFrame, data, lookalikes:int)->tuple:
-    "What the scans of training and validation look like, and `lookalikes` of them as thumbnails: see `training_looks`"
+    "Statistics of the training and validation scans, and `lookalikes` of them as thumbnails: see `training_looks`"
     from oct_classify.inference.model import as_scans, training_looks
     t = df[df.split.isin(('train', 'valid'))]
     scans = as_scans([Path(data)/path for path in t.path])
@@ -287,7 +287,7 @@ def looks_of_training(model, df:pd.DataFrame, data, lookalikes:int)->tuple:
     return training_looks(model, scans, patients, t.label.map(model.classes.index), lookalikes)
 
 def keep_bundle(out:Path, model, df:pd.DataFrame, data, preds:dict, m:dict, lookalikes:int=0):
-    "Complete the bundle with temperature, predictions {side: table}, model card and the looks of its training scans"
+    "Complete the bundle with temperature, predictions {side: table}, model card and statistics of its training scans"
     side = 'test' if 'test' in m else 'valid'
     rows = figure_table(m[side]).values.tolist() if side in m else []
     scans = ', '.join(f"{m['scans'][s]:,} {name}" for s,name in (('train', 'training'), ('valid', 'validation')))
@@ -295,13 +295,13 @@ def keep_bundle(out:Path, model, df:pd.DataFrame, data, preds:dict, m:dict, look
         f"figures are of the {dict(test='test', valid='validation')[side]} scans.")
     looks = looks_of_training(model, df, data, lookalikes)
     answered = [p for p in preds.values() if len(p)] or [preds['valid']]
-    del model.run # Windows replaces no folder whose files are in use
+    del model.run # Windows can't replace a folder whose files are in use
     save_bundle(out/'bundle', None, model.config, pd.concat(answered, ignore_index=True),
         model_card(model.config, rows, origin), used_in_training(df), *looks)
     say(f"Model bundle: {out/'bundle'}")
 
 def run_notes(df:pd.DataFrame, check:SplitCheck, config:dict)->list: # sentences
-    "What a reader must meet before the figures: a leak, doubtful test scans, a network that stood in for another"
+    "What a reader must see before the metrics: a leak, doubtful test scans, a network used in place of another"
     notes = []
     if check.leak: notes.append(f'These figures are too good. {check.leak}')
     elif not check.verified: notes.append(str(check))
@@ -313,7 +313,7 @@ def run_notes(df:pd.DataFrame, check:SplitCheck, config:dict)->list: # sentences
     return notes
 
 def about_run(df:pd.DataFrame, config:dict, request:Request)->dict:
-    "What metrics.json says of a training"
+    "The part of metrics.json that describes the training"
     known = {key: config[key] for key in ('arch', 'weights', 'size', 'view', 'epochs', 'temperature')}
     scans = {side: int((df.split == side).sum()) for side in SPLITS}
     return known | dict(recipe=request.recipe, policy=request.policy, seed=request.seed, scans=scans,
@@ -325,13 +325,13 @@ def test_stage(
     data, # folder that its paths are relative to
     out:Path, # output folder
     request:Request,
-    heading:str, # of the report
+    heading:str, # heading of the report
     seconds:dict, # {stage: seconds it took}
     study:dict|None=None, # statements for the checklist
-    lookalikes:int=0, # thumbnails of training scans to keep
-    test:bool=True, # False: look at validation scans alone, and write the bundle only
+    lookalikes:int=0, # number of thumbnails of training scans to keep
+    test:bool=True, # False: look only at validation scans, and write only the bundle
 )->Evidence|None:
-    "Evaluate, complete the bundle, write metrics and report"
+    "Evaluate, complete the bundle, and write metrics and report"
     begun = time.time()
     preds,gone = evaluate_stage(model, df if test else df[df.split != 'test'], data)
     unread = [Unread(side, files, int((df.split == side).sum())) for side,files in gone.items()]
@@ -356,7 +356,7 @@ def test_stage(
 
 # %% ../nbs/api/pipeline.ipynb #aa852a07
 def class_names(classes)->tuple|None:
-    "Names of classes, as text joined by commas or a sequence; None for none; raises `OctError` for fewer than two"
+    "Class names, from comma-separated text or a sequence; None for none; raises `OctError` for fewer than two"
     if not classes: return None
     names = tuple(map(class_word, classes.split(',') if isinstance(classes, str) else classes))
     if len(set(names)) < max(2, len(names)) or not all(names):
@@ -364,7 +364,7 @@ def class_names(classes)->tuple|None:
     return names
 
 def unpacked(data, out, classes=None)->os.PathLike|str:
-    "For an archive its scans, unpacked once to `out/scans`; anything else as it is; raises `OctError`"
+    "The folder of an archive's scans, unpacked once to `out/scans`; anything else unchanged; raises `OctError`"
     from oct_classify.data.download import read_receipt, unpack
     if not str(data).lower().endswith(('.zip', '.tar', '.tar.gz', '.tgz')) or Path(data).is_dir(): return data
     archive,receipt = Path(data),read_receipt(Path(out))
@@ -373,7 +373,7 @@ def unpacked(data, out, classes=None)->os.PathLike|str:
     return Path(out)/'scans' if here else unpack(archive, make_dir(out)/'scans', classes=classes or CLASSES)
 
 def policy_names(text:str)->list:
-    "The policies in a text, joined by commas; raises `OctError` for an unknown one, or one that is named twice"
+    "The policies in a comma-separated text; raises `OctError` for one that is unknown or named twice"
     names = [name.strip() for name in text.split(',')]
     for name in names:
         if name not in POLICIES:
@@ -383,53 +383,53 @@ def policy_names(text:str)->list:
     return names
 
 def run(
-    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
+    data, # folder with the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     # how to train: resnet50, the usual network, for a GPU; fast, a small one in minutes on a CPU; best, two small ones
     recipe:Literal[*RECIPES]='resnet50',
     arch:str|None=None, # any timm or torchvision name (the recipe's own)
     size:str|int|tuple|None=None, # side in pixels, or HEIGHTxWIDTH (the recipe's own)
-    # what of a scan the network sees: whole, all of it; crop, the retina and what lies about it;
-    # flat, that with the retina's lower edge made straight (the recipe's own)
+    # what the network sees: whole, the whole scan; crop, the retina and its surroundings;
+    # flat, as crop, with the retina's lower edge straightened (the recipe's own)
     view:Literal[*VIEWS]|None=None,
-    # clean: the test folder is kept, and what it shares leaves training; patient: folders are ignored;
-    # official: as shipped, leaks and all; with run, several joined by commas are set side by side
+    # clean: keep the test folder and drop from training what it shares; patient: ignore the folders;
+    # official: as shipped, leaks included; with run, several joined by commas are compared side by side
     policy:str='clean',
-    split:str|None=None, # a split.csv in place of a policy: CSV with the columns path and split
+    split:str|None=None, # a split.csv to use instead of a policy: CSV with the columns path and split
     weights:str='imagenet', # imagenet, none, or a file with a state dict in safetensors or .pth
-    seed:int=42, # fixes split and training
-    # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
+    seed:int=42, # seed for split and training
+    # class names, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
     classes:str|tuple='',
-    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
-    root:str|None=None, # of a table: folder that its paths are relative to and may not leave (that of the table)
-    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
-    epochs:int|None=None, # epochs in which all layers are trained, after the head; 0: the head alone (the recipe's own)
-    # the head alone, on frozen features, which each scan passes through once: a minute for some hundred scans on a CPU
+    patients:str|None=None, # for a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # for a table: folder that its paths are relative to and may not leave (the table's own)
+    columns:str='', # the table's column names, if they differ, such as label=diagnosis,patient=patient_id
+    epochs:int|None=None, # epochs in which all layers are trained, after the head; 0: only the head (the recipe's own)
+    # train only the head, on features computed once per scan: a minute for a few hundred scans on a CPU
     freeze:bool=False,
     bs:int|None=None, # scans per step, over all processes (16 on a CPU, 64 on a GPU)
-    lr:float|None=None, # learning rate at its peak (the recipe's own)
-    balance:Literal['loss', 'none']|None=None, # whether the loss makes classes of different size count the same (loss)
+    lr:float|None=None, # peak learning rate (the recipe's own)
+    balance:Literal['loss', 'none']|None=None, # loss: weight the loss so that every class counts the same (loss)
     smoothing:float|None=None, # label smoothing, from 0 to 0.9 (0)
-    precision:Literal['auto', 'fp32', 'bf16', 'fp16']|None=None, # of the multiplications (auto: the fastest here)
-    compile:bool=False, # compile the network by torch.compile
-    resume:bool=True, # go on with a training that was interrupted, which is the default; --no-resume begins anew
+    precision:Literal['auto', 'fp32', 'bf16', 'fp16']|None=None, # precision of training (auto: the fastest here)
+    compile:bool=False, # compile the network with torch.compile
+    resume:bool=True, # resume an interrupted training, which is the default; --no-resume starts again
     checkpoints:str|None=None, # folder for the state of training (Google Drive on Colab, else the output folder)
-    log:tuple=(), # log to that too: tensorboard, wandb
-    lookalikes:int=0, # thumbnails of training scans to put into the bundle, for everybody who gets it to see
+    log:tuple=(), # also log to these: tensorboard, wandb
+    lookalikes:int=0, # thumbnails of training scans to put into the bundle, visible to everybody who gets it
     # JSON {key: sentence} of what only the authors know (ethics, funding, graders …),
     # for the checklist of CLAIM and STARD-AI
     study:str|dict|None=None,
-    heading:str='', # of the report
-    test:bool=True, # False: do not look at the test scans, and write the bundle only
+    heading:str='', # heading of the report
+    test:bool=True, # False: do not look at the test scans, and write only the bundle
     **options, # further fields of `Options`
-)->Evidence|None: # None without a test, and in all but the first of several processes
-    """From a folder of scans to a trained, tested classifier and a report
+)->Evidence|None: # None without a test, and in every process but the first
+    """From a folder of scans to a trained and tested classifier with a report
 
     Reads a folder of scans, splits it by patient, trains a classifier, tests it and reports.
     Writes report.html, metrics.json, checklist.csv, split.csv, predictions.parquet and the model bundle
-    to the output folder. Stopped, it goes on with the same command.
+    to the output folder. If you stop it, run the same command again to resume.
 
-    Raises `OctError` for what can't be used, `LeakError` where a split file leaks."""
+    Raises `OctError` for input that can't be used, `LeakError` if a split file leaks."""
     begun = time.time()
     given = dict(epochs=0 if freeze else epochs, bs=bs, lr=lr, balance=balance, smoothing=smoothing,
         precision=precision, compile=compile or None)
@@ -455,15 +455,16 @@ def run(
 
 @delegates(run, but=['study', 'heading', 'test'])
 def train(
-    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
+    data, # folder with the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
     **kwargs,
 ):
-    """As run, but the test scans are not looked at: bundle only
+    """Like run, without a test: writes only the bundle
 
+    Trains as run does, but does not look at the test scans.
     Writes split.csv and the model bundle to the output folder.
 
-    Raises `OctError` for what can't be used, `LeakError` where a split file leaks."""
+    Raises `OctError` for input that can't be used, `LeakError` if a split file leaks."""
     run(data, out, test=False, **kwargs)
 
 # %% ../nbs/api/pipeline.ipynb #710a23ff
@@ -471,10 +472,10 @@ def train(
 class Comparison:
     "Several policies side by side"
     out:Path # folder of `report.html` and `metrics.json`, with one folder for each policy
-    metrics:dict # what metrics.json holds
+    metrics:dict # content of metrics.json
 
     def summary(self)->list: # sentences
-        "What to say at the end"
+        "Sentences to show at the end"
         each = [str(Evidence(self.out/p, m, f'Test, policy {p}')) for p,m in self.metrics['policies'].items()]
         return [*each, *notice(self.metrics), f"Report: {self.out/'report.html'}"]
 
@@ -487,7 +488,7 @@ def shared_with_training(df:pd.DataFrame)->dict:
         scans=int(known.sum()), of_scans=len(test), pictures=int(same.sum()))
 
 def compare_tests(tests:dict)->tuple: # differences, for metrics.json; pairs of policies with different test scans
-    "The difference of every two policies with the same test scans, from prediction tables {policy: table}"
+    "The difference between every two policies with the same test scans, from prediction tables {policy: table}"
     differences,unpaired = [],[]
     for p,q in combinations(tests, 2):
         if set(tests[p].path) != set(tests[q].path): unpaired.append([p, q])
@@ -495,7 +496,7 @@ def compare_tests(tests:dict)->tuple: # differences, for metrics.json; pairs of 
     return differences, unpaired
 
 def made_alike(m:dict)->list: # (what, value) pairs
-    "How the policies of a comparison were made, in words"
+    "How the policies of a comparison were trained, in words"
     def each(words): return ' / '.join(dict.fromkeys(words(o) for o in m['policies'].values()))
     return [
         ('recipe', m['recipe']), ('network', each(network_name)), ('seed', each(lambda o: str(o['seed']))),
@@ -504,13 +505,13 @@ def made_alike(m:dict)->list: # (what, value) pairs
 
 @delegates(run, but=['test'])
 def compare(
-    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
-    out='oct-out', # output folder: one folder for each policy, and what sets them side by side
+    data, # folder with the class folders, an archive of it, or a CSV or parquet with the columns path and label
+    out='oct-out', # output folder: one folder for each policy, and the comparison
     policy:str='official,clean', # several of `POLICIES`, joined by commas
-    heading:str='', # of the report
+    heading:str='', # heading of the report
     **kwargs,
-)->Comparison|None: # None in all but the first of several processes
-    "Several policies with the same options, and what the split is worth; raises `OctError` for what can't be used"
+)->Comparison|None: # None in every process but the first
+    "Run several policies with the same options and compare them; raises `OctError` for input that can't be used"
     begun,names,out = time.time(),policy_names(policy),Path(out)
     if kwargs.get('split'): raise OctError('A split file stands in place of a policy: leave out one of the two.')
     kwargs['study'] = statements(kwargs.get('study'))
@@ -541,12 +542,12 @@ def compare(
 # %% ../nbs/api/pipeline.ipynb #9384fbda
 def demo(
     out='oct-demo', # output folder
-    seed:int=42, # fixes scans, split and training
+    seed:int=42, # seed for scans, split and training
     patients:int=100, # training patients per class
     test_patients:int=20, # test patients per class
     size:str='160x240', # height and width in pixels
 )->Evidence:
-    """Everything on synthetic scans; no network, no credentials
+    """The whole pipeline on synthetic scans; no network, no credentials
 
     Draws synthetic scans, trains and tests a classifier on them, and writes what run writes:
     two to three minutes on two CPU cores, without network, data or account."""
@@ -564,7 +565,7 @@ def demo(
 
 # %% ../nbs/api/pipeline.ipynb #60bc04b6
 def one_row_per_scan(t:pd.DataFrame)->pd.DataFrame:
-    "A checked prediction table; labels may be spelled in any capitals, as folders may; raises `OctError`"
+    "Check a prediction table; labels may be in any capitals, as folder names may; raises `OctError`"
     if 'label' in t:
         spelled = {label: c for label in set(t.label) for c in classes_of(t) if class_word(label) == class_word(c)}
         t = t.assign(label=t.label.replace(spelled))
@@ -577,12 +578,12 @@ def one_row_per_scan(t:pd.DataFrame)->pd.DataFrame:
     return t
 
 def without_answer(t:pd.DataFrame)->pd.Series:
-    "Which rows of a table hold an abstention and no probability"
+    "Which rows of a table are abstentions without probabilities"
     nothing = t.filter(like='p_').isna().all(axis=1)
     return t.abstain.astype(bool) & nothing if 'abstain' in t else pd.Series(False, t.index)
 
 def read_predictions(path, columns:str='')->tuple: # test table, validation table or None, sentences for the reader
-    "A table of anybody's predictions, as `read_table` takes it; raises `OctError` where it can't be evaluated"
+    "Read a table of any model's predictions with `read_table`; raises `OctError` if it can't be evaluated"
     t,valid,notes = read_table(path, columns),None,[]
     if 'split' in t: t['split'] = t.split.astype('string').str.lower().map(SIDE_WORDS).replace('val', 'valid')
     if 'split' in t and (t.split == 'test').any():
@@ -604,8 +605,8 @@ def read_predictions(path, columns:str='')->tuple: # test table, validation tabl
     return t, one_row_per_scan(valid) if valid is not None and len(valid) else None, notes
 
 # %% ../nbs/api/pipeline.ipynb #4d1f34e4
-def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences on those that were left out
-    "The rows of a scan table without scans and patients that a bundle has met in training"
+def unmet_scans(t:pd.DataFrame, bundle, config:dict)->tuple: # rows; sentences about those that were left out
+    "The rows of a scan table whose scan and patient were not in a bundle's training"
     seen = load_bundle_table(bundle, config, 'training')
     if seen is None:
         return t, ['The bundle does not say what it was trained on, so some of these scans may have been in training.']
@@ -622,8 +623,8 @@ def validation_of(bundle, config:dict)->pd.DataFrame|None:
     valid = t[t.split == 'valid']
     return check_predictions(valid) if len(valid) else None
 
-def predict_folder(bundle, data)->tuple: # test table, validation table or None, sentences on scans that were left out
-    "Predictions for those scans of a folder that a bundle was not trained on; raises `OctError` where there are none"
+def predict_folder(bundle, data)->tuple: # test table, validation table or None, sentences about left-out scans
+    "Predict the scans of a folder that a bundle was not trained on; raises `OctError` if there are none"
     from oct_classify.inference.model import OctModel
     model = OctModel.load(bundle)
     valid,t = validation_of(bundle, model.config),scan_table(data, known_classes(model.classes))
@@ -645,7 +646,7 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
 
 # %% ../nbs/api/pipeline.ipynb #c016aa81
 def against_other(test:pd.DataFrame, file, resamples:int)->dict:
-    "Another model on the same scans, for metrics.json; raises `OctError` where the tables don't fit each other"
+    "Compare with another model on the same scans, for metrics.json; raises `OctError` if the tables don't match"
     other = read_predictions(file)[0]
     both = dict(against=Path(file).stem, differences=paired(other, test, resamples=resamples),
         mcnemar=mcnemar(other, test, resamples=resamples), delong=None)
@@ -653,7 +654,7 @@ def against_other(test:pd.DataFrame, file, resamples:int)->dict:
     except OctError: return both
 
 def at_threshold(test:pd.DataFrame, texts, resamples:int)->list: # at most one sentence
-    "Sensitivity and specificity of urgent referral at a threshold such as 'urgent=0.12'; raises `OctError` for another"
+    "Sensitivity and specificity of urgent referral at a threshold such as 'urgent=0.12'; raises `OctError` for others"
     asked = thresholds_of(texts)
     if not asked: return []
     if list(asked) != ['urgent'] or not set(URGENT) & set(classes_of(test)):
@@ -667,30 +668,30 @@ def at_threshold(test:pd.DataFrame, texts, resamples:int)->list: # at most one s
 
 def evaluate(
     bundle=None, # model bundle: the folder bundle that run or train wrote
-    data=None, # folder that holds the class folders, or a table of labels; where it has a test folder, that is used
-    # in place of BUNDLE and DATA: CSV or parquet with the columns path, label and p_<class>, and perhaps patient
+    data=None, # folder with the class folders, or a table of labels; its test folder is used if it has one
+    # instead of BUNDLE and DATA: CSV or parquet with the columns path, label and p_<class>, optionally patient
     # and split (test, valid); several files: runs of one recipe on the same scans
     predictions:tuple=(),
     out='oct-eval', # output folder
-    against:str|None=None, # another model's predictions of the same scans
+    against:str|None=None, # another model's predictions for the same scans
     by:tuple=(), # columns of the table to stratify by: device, site, sex …
-    # share of urgent disease where the model is to be used, such as 0.05, for predictive values
+    # prevalence of urgent disease where the model will be used, such as 0.05, for predictive values
     prevalence:float|None=None,
-    resamples:int=2000, # resamples of patients behind the intervals
+    resamples:int=2000, # resamples of patients for the intervals
     # JSON {key: sentence} of what only the authors know (ethics, funding, graders …),
     # for the checklist of CLAIM and STARD-AI
     study:str|dict|None=None,
-    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
-    root:str|None=None, # of a table of labels: folder that its paths are relative to and may not leave (its own)
-    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
-    threshold:tuple=(), # urgent=0.12: say what urgent referral from that probability on is worth
+    patients:str|None=None, # for a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # for a table: folder that its paths are relative to and may not leave (the table's own)
+    columns:str='', # the table's column names, if they differ, such as label=diagnosis,patient=patient_id
+    threshold:tuple=(), # urgent=0.12: report how well urgent referral works from that probability on
 )->Evidence:
-    """Figures of a bundle on a folder, or of a table of predictions
+    """Metrics of a bundle on a folder, or of a table of predictions
 
-    Says how good a model is: a bundle on scans that it has not met, or anybody's model by its predictions.
+    Measures how good a model is: a bundle on scans that it was not trained on, or any model by its predictions.
     Writes report.html, metrics.json, checklist.csv and predictions.parquet to the output folder.
 
-    Raises `OctError` where neither or both are given, or tables don't fit each other."""
+    Raises `OctError` if neither or both are given, or if tables don't match."""
     begun = time.time()
     predictions = [predictions] if isinstance(predictions, (str, Path)) else list(predictions)
     if bool(predictions) == (bundle is not None and data is not None):
@@ -725,29 +726,29 @@ def evaluate(
 
 # %% ../nbs/api/pipeline.ipynb #0bf025eb
 def download(
-    dest='data', # folder for the scans; one that holds scans is left as it is
-    zip:str|None=None, # an archive at hand, in place of Kaggle
-    store:str|None=None, # folder that keeps the archive, such as one on Google Drive
+    dest='data', # folder for the scans; a folder that already holds scans is left as it is
+    zip:str|None=None, # an archive that you already have, instead of Kaggle's
+    store:str|None=None, # folder to keep the archive in, such as one on Google Drive
     keep_zip:bool|None=None, # keep the archive after unpacking
 ):
-    """Kaggle's data set, or an archive at hand, as a verified folder of scans
+    """Kaggle's data set, or an archive that you have, as a verified folder of scans
 
-    Gets Kaggle's data set, or takes an archive that is at hand, verifies it and writes the scans to DEST.
-    An interrupted download goes on with the same command.
+    Downloads Kaggle's data set, or takes an archive that you already have, verifies it and writes the scans to DEST.
+    If a download is interrupted, run the same command again to resume.
 
-    Raises `OctError` where the archive can't be had or trusted."""
+    Raises `OctError` if the archive can't be had or trusted."""
     from oct_classify.data.download import download as download_scans
     download_scans(dest, zip=zip, store=store, keep_zip=keep_zip)
     say(f'Next: oct-classify audit {dest}')
 
 @dataclass
 class Audit:
-    "What an audit found"
+    "The findings of an audit"
     out:Path # folder of `audit.html` and `audit.json`
-    findings:dict # what `audit.json` holds
+    findings:dict # content of `audit.json`
 
     def summary(self)->list: # sentences
-        "What to say at the end"
+        "Sentences to show at the end"
         f = self.findings
         patients = f" of {plural(f['patients'], 'patient')}." if f['patients'] else '; no patient is known.'
         found = (f"{f['exact']:,} exact and {plural(f['near'], 'near duplicate')}, "
@@ -757,7 +758,7 @@ class Audit:
         return [counts, *f['bias'], *f['doubts'], f"Report: {self.out/'audit.html'}"]
 
     def check(self):
-        "Raises `CheckFailed` where something would bias a test, or too little is known to say so"
+        "Raise `CheckFailed` if something would bias a test, or if too little is known to tell"
         page = self.out/'audit.html'
         if self.findings['bias']:
             found = plural(len(self.findings['bias']), 'finding')
@@ -766,24 +767,24 @@ class Audit:
         if hidden: raise CheckFailed(hidden)
 
 def audit(
-    data, # folder that holds the class folders, an archive of it, or a CSV or parquet with the columns path and label
+    data, # folder with the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-audit', # output folder
-    # names of the classes, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
+    # class names, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
     classes:str|tuple='',
-    patients:str|None=None, # beside a folder: CSV or parquet with the patient of each path or file name
-    root:str|None=None, # of a table: folder that its paths are relative to and may not leave (that of the table)
-    columns:str='', # titles of a table's columns, where they are others, such as label=diagnosis,patient=patient_id
-    strict:bool=False, # end with exit code 1 where something would bias a test
+    patients:str|None=None, # for a folder: CSV or parquet with the patient of each path or file name
+    root:str|None=None, # for a table: folder that its paths are relative to and may not leave (the table's own)
+    columns:str='', # the table's column names, if they differ, such as label=diagnosis,patient=patient_id
+    strict:bool=False, # end with exit code 1 if something would bias a test
     engine:Literal['ray']|None=None, # read the scans on a Ray cluster
-    address:str|None=None, # with engine ray: of a running cluster, such as auto (a small one on this machine)
-    workers:int|None=None, # with engine ray: workers at most (as many as there are CPUs)
+    address:str|None=None, # with engine ray: address of a running cluster, such as auto (a small one on this machine)
+    workers:int|None=None, # with engine ray: maximum number of workers (as many as there are CPUs)
 )->Audit:
     """Counts, pictures, duplicates, leaks and shortcuts of a folder
 
-    Says whether a test on these scans would be worth anything: counts, pictures, duplicates, leaks and shortcuts.
+    Checks whether a test on these scans could be trusted: counts, pictures, duplicates, leaks and shortcuts.
     Writes audit.html, audit.json, scans.parquet and duplicates.parquet to the output folder.
 
-    Raises `OctError` where nothing can be read, `CheckFailed` with `strict`."""
+    Raises `OctError` if nothing can be read, and `CheckFailed` with `strict`."""
     classes = class_names(classes)
     data = scan_source(unpacked(data, out, classes), root, columns, patients)
     classes = data.classes(classes)
@@ -795,22 +796,22 @@ def audit(
     if strict:
         try: found.check()
         except CheckFailed:
-            for line in found.summary(): say(line) # else they are said by whoever gets what was found
+            for line in found.summary(): say(line) # otherwise the caller shows them
             raise
     return found
 
 def export(
     bundle, # model bundle: the folder bundle that run or train wrote
     data=None, # with --int8: the folder of scans that the model was trained on
-    int8:bool=False, # in eight bits too, with what that costs, measured on validation and test scans
-    threshold:tuple=(), # urgent=0.12 or confidence=0.6: probability from which the bundle says urgent, or answers
+    int8:bool=False, # also write an 8-bit network, and measure its cost on validation and test scans
+    threshold:tuple=(), # urgent=0.12 or confidence=0.6: lowest probability to call a scan urgent, or to answer
 ):
-    """A bundle for ONNX Runtime, in eight bits, or with other thresholds
+    """A bundle for ONNX Runtime, in 8 bits, or with other thresholds
 
-    Writes model.onnx into a bundle, for ONNX Runtime, and with --int8 model.int8.onnx, the network in eight bits.
-    With --threshold it writes nothing but the thresholds.
+    Writes model.onnx into a bundle, for ONNX Runtime, and with --int8 also model.int8.onnx, the network in 8 bits.
+    With --threshold it writes only the thresholds.
 
-    Raises `OctError` where it is no bundle, or the scans for `int8` are missing."""
+    Raises `OctError` if it is not a bundle, or if the scans for `int8` are missing."""
     from oct_classify.inference.model import add_onnx, quantise
     if threshold:
         thresholds = set_thresholds(bundle, threshold)
@@ -828,21 +829,21 @@ def export(
 
 def explain(
     bundle, # model bundle: the folder bundle that run or train wrote
-    # pictures, folders, patterns, zip archives, CSVs of paths, DICOM, volumes as devices export them, URLs
+    # pictures, folders, patterns, zip archives, CSVs of paths, DICOM, device volumes, URLs
     paths,
     out='oct-explain', # folder for the pictures and index.html
-    root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (that of the CSV)
-    target:str|None=None, # the class to look for (the one that is predicted)
+    root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (the CSV's own)
+    target:str|None=None, # the class to look for (the predicted class)
     # how the map is made: evidence, cam, grad_cam, layer_cam, integrated_gradients or occlusion (evidence)
     method:str|None=None,
-    um:float|None=None, # width of a column of pixels of the scan in micrometres, for a scale bar (no bar)
+    um:float|None=None, # width of one pixel column of the scan in micrometres, for a scale bar (no bar)
 ): # `Explained`
-    """Where a model looked: a picture per scan with the evidence for the class laid over it
+    """Where a model looked: a picture per scan, overlaid with the evidence for the class
 
-    Shows where a model looked. Writes a picture per scan, with the evidence for the class laid over it,
+    Shows where a model looked. Writes a picture per scan, overlaid with the evidence for the class,
     and index.html to the output folder.
 
-    Raises `OctError` where not one scan could be read."""
+    Raises `OctError` if no scan could be read."""
     from oct_classify.evaluation.heatmaps import BEST, explain_files
     try: return explain_files(bundle, paths, out, method or BEST, target, um, root)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What `oct-classify predict` does: any number of files to one table, killed and resumed, on one machine or many
+"""`oct-classify predict` as functions: any number of files to one table, resumable, on one machine or many
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/batch.html.md"""
 
@@ -38,14 +38,14 @@ class Folder:
         self.fs,self.root = file_system(self.at)
 
     def names(self)->list:
-        "Of the files in it, sorted; none where there is no folder"
+        "Names of the files in it, sorted; none if there is no folder"
         self.fs.invalidate_cache()
         try: found = self.fs.ls(self.root, detail=True)
         except FileNotFoundError: return []
         return sorted(o['name'].rsplit('/', 1)[-1] for o in found if o['type'] == 'file')
 
     def read(self, name:str)->bytes|None:
-        "What a file holds, or None where there is none"
+        "Content of a file, or None if there is none"
         with contextlib.suppress(FileNotFoundError): return self.fs.cat_file(f'{self.root}/{name}')
 
     def write(self, name:str, data:bytes):
@@ -57,27 +57,27 @@ class Folder:
             with atomic_write(make_dir(self.at)/name, 'wb') as f: f.write(data)
 
     def remove(self, names):
-        "Remove files; one that is not there is no fault"
+        "Remove files, ignoring missing ones"
         for n in names:
             with contextlib.suppress(FileNotFoundError): self.fs.rm_file(f'{self.root}/{n}')
 
     def clear(self):
-        "Remove what `Parts` keeps here, half-written files too; then the folder, if it holds nothing else"
+        "Remove what `Parts` keeps here, including half-written files; then the folder, if nothing else is in it"
         self.remove([n for n in self.names() if is_part_file(n)])
         with contextlib.suppress(OSError): self.fs.rmdir(self.root)
 
 def is_part_file(name:str)->bool:
-    "Is a file one of `Parts`? Those that are half-written are hidden"
+    "Does this file belong to `Parts`? Half-written ones are hidden"
     return name == 'plan.json' or name.startswith(('part-', 'try-', '.part-', '.plan.json.', '.try-'))
 
 # %% ../../nbs/api/inference/batch.ipynb #90b0f5af
 def table_digest(t:pd.DataFrame)->bytes:
-    "A hash of columns, kinds and values"
+    "A hash of columns, types and values"
     kinds = repr(list(zip(t.columns, map(str, t.dtypes)))).encode()
     return hashlib.sha256(kinds+pd.util.hash_pandas_object(t, index=False).to_numpy().tobytes()).hexdigest().encode()
 
 def as_part(table:pd.DataFrame)->bytes:
-    "A table as parquet that knows whether it is whole"
+    "A table as parquet, with a hash to check that it is whole"
     import pyarrow as pa, pyarrow.parquet as pq
     t = pa.Table.from_pandas(table, preserve_index=False)
     out = io.BytesIO()
@@ -85,31 +85,31 @@ def as_part(table:pd.DataFrame)->bytes:
     return out.getvalue()
 
 def from_part(data:bytes)->pd.DataFrame|None:
-    "The table, or None where it is damaged"
+    "The table, or None if it is damaged"
     import pyarrow.parquet as pq
     try:
         t = pq.read_table(io.BytesIO(data))
         df = t.to_pandas()
         return df if t.schema.metadata[b'oct_classify'] == table_digest(df) else None
-    except Exception: return None # whatever a damaged file makes pyarrow say
+    except Exception: return None # pyarrow raises many kinds for a damaged file
 
 def part_name(i:int)->str:
-    "The file of block `i`"
+    "File name of block `i`"
     return f'part-{i:06d}.parquet'
 
 def name_of(item)->str:
-    "What a scan is called: its `name`, or the path itself"
+    "Name of a scan: its `name`, or the path itself"
     return printable(item) if isinstance(item, (str, Path)) else item.name
 
 def put_part(folder:Folder, i:int, table:pd.DataFrame, items:list):
-    "Keep the table of block `i`; raises `OctError` where it is not of `items`, each once and in order"
+    "Write the table of block `i`; raises `OctError` unless its rows are `items`, each once and in order"
     if list(table.path) != list(map(name_of, items)):
         raise OctError(f'Block {i} came back with other scans than it was given: please report this, it is our fault.')
     folder.write(part_name(i), as_part(table))
 
 # %% ../../nbs/api/inference/batch.ipynb #e893d29d
 def difference(begun:dict, plan:dict)->str:
-    "To whose parts a folder was begun, where that is not this plan"
+    "In words, what request the parts in a folder belong to, if not to this plan"
     if not begun: return 'a request whose plan is lost'
     if begun.get('names') != plan['names']: return 'another list of scans'
     if begun.get('key') != plan['key']: return 'another model or other options'
@@ -120,9 +120,9 @@ class Parts:
     def __init__(self,
         folder, # on disk, or a URL that fsspec knows
         items, # paths, or anything with a `name`
-        key:dict|None=None, # what else decides the answer, such as the hash of the model
-        size:int=256, # scans per block; a folder that was begun with another size keeps it
-        replace:bool=False, # remove parts of another request rather than raise `OctError`
+        key:dict|None=None, # what else determines the answers, such as the hash of the model
+        size:int=256, # scans per block; a folder begun with another size keeps it
+        replace:bool=False, # remove parts of another request instead of raising `OctError`
     ):
         self.folder,self.items = Folder(folder),list(items)
         if size < 1: raise OctError('A block holds one scan or more: choose a larger size.')
@@ -132,7 +132,7 @@ class Parts:
         self.size = self.begin(plan, replace)['size']
 
     def begin(self, plan:dict, replace:bool)->dict:
-        "The plan that the folder was begun with, or else `plan`, written there"
+        "The plan that the folder was begun with; if there is none, write `plan`"
         at,data,there = self.folder.at,self.folder.read('plan.json'),self.folder.names()
         try: begun = json.loads(data or b'{}')
         except (ValueError, RecursionError): begun = {}
@@ -154,12 +154,12 @@ class Parts:
     def put(self, i:int, table:pd.DataFrame): put_part(self.folder, i, table, self.block(i))
 
     def get(self, i:int)->pd.DataFrame|None:
-        "The table of block `i`, or None where it is missing, damaged, or of other scans"
+        "The table of block `i`, or None if it is missing, damaged, or of other scans"
         t = from_part(self.folder.read(part_name(i)) or b'')
         return t if t is not None and 'path' in t and list(t.path) == list(map(name_of, self.block(i))) else None
 
     def todo(self)->list:
-        "The blocks that have no part, or a damaged one; says so where a part of the work was done before"
+        "Blocks with no part or a damaged one; reports how much of the work was done before"
         there = set(self.folder.names())
         kept = [i for i in range(len(self)) if part_name(i) in there]
         done = {i for i,t in zip(kept, ahead(self.get, kept, 8, 16)) if t is not None}
@@ -168,7 +168,7 @@ class Parts:
         return [i for i in range(len(self)) if i not in done]
 
     def merged(self)->pd.DataFrame:
-        "One table in the order of the list, every scan exactly once; raises `OctError` where a block is missing"
+        "One table in the order of the list, every scan exactly once; raises `OctError` if a block is missing"
         tables = list(ahead(self.get, range(len(self)), 8, 16))
         gone = sum(t is None for t in tables)
         if gone: raise OctError(f'{gone:,} of {len(tables):,} blocks in {self.folder.at} are missing: run it again.')
@@ -176,7 +176,7 @@ class Parts:
 
 # %% ../../nbs/api/inference/batch.ipynb #aa67a58f
 def work_off(parts:Parts, score)->pd.DataFrame:
-    "Do what is not done yet in this process, each block kept at once; `score`: list of scans → table, a row for each"
+    "Do the remaining blocks in this process, saving each at once; `score`: list of scans → table, one row per scan"
     for i in progress(parts.todo(), desc='Predicting', unit='block'): parts.put(i, score(parts.block(i)))
     return parts.merged()
 
@@ -184,27 +184,27 @@ def work_off(parts:Parts, score)->pd.DataFrame:
 DECIDES = ('config.json', 'model.safetensors', 'model.onnx', 'model.onnx.data', 'model.int8.onnx', 'inputs.safetensors')
 
 def bundle_files(bundle)->dict:
-    "Name → bytes of the files of a bundle (folder or URL) that decide an answer; raises `OctError` where it is none"
+    "{name: bytes} of the bundle files (folder or URL) that determine an answer; raises `OctError` if it is no bundle"
     f = Folder(bundle)
     files = {n: f.read(n) for n in f.names() if n in DECIDES}
     if 'config.json' in files: return files
     raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name one that oct-classify wrote.')
 
 def bundle_hash(bundle)->str:
-    "SHA-256 over the files of a bundle that decide an answer"
+    "SHA-256 over the bundle files that determine an answer"
     h = hashlib.sha256()
     for n,b in sorted(bundle_files(bundle).items()): h.update(f'{n} {len(b)} '.encode()+b)
     return h.hexdigest()
 
 # %% ../../nbs/api/inference/batch.ipynb #b72cadbe
 def check_ending(out)->str:
-    "The ending of a table's name, .csv for None; raises `OctError` where it is not known"
+    "The extension of a table's file name, .csv for None; raises `OctError` if it is unknown"
     if out is None: return '.csv'
     if Path(out).suffix in ('.csv', '.parquet', '.json'): return Path(out).suffix
     raise OctError(f'{out} has an ending that is not known: choose .csv, .parquet or .json.')
 
 def write_table(t:pd.DataFrame, out=None):
-    "Write a table whole or not at all in the format of its name; None: CSV on standard output; raises `OctError`"
+    "Write a table whole or not at all, in the format of its name; None: CSV on standard output; raises `OctError`"
     ending = check_ending(out)
     if ending == '.parquet': return save_table(t, out)
     text = t.to_json(orient='records', indent=1) if ending == '.json' else to_csv(t, float_format='%.6g')
@@ -217,7 +217,7 @@ def write_table(t:pd.DataFrame, out=None):
 
 # %% ../../nbs/api/inference/batch.ipynb #2984f387
 def check_answers(t:pd.DataFrame):
-    "Say how many scans of a prediction table have no answer; raises `OctError` where not one could be read"
+    "Report how many scans of a prediction table have no answer; raises `OctError` if none could be read"
     unread = t.filter(like='p_').isna().all(axis=1)
     undecided = t.abstain & ~unread
     if len(t) and unread.all():
@@ -229,29 +229,29 @@ def check_answers(t:pd.DataFrame):
 
 def predict_files(
     bundle, # model bundle: the folder bundle that run or train wrote
-    # pictures, folders, patterns, zip archives, CSVs of paths, DICOM, volumes as devices export them, URLs
+    # pictures, folders, patterns, zip archives, CSVs of paths, DICOM, device volumes, URLs
     paths,
     out:str|None=None, # .csv, .parquet or .json (CSV on standard output)
-    volumes:str|None=None, # a second table, likewise, with one row per volume: that of its worst slice
-    # torch: PyTorch; onnx: ONNX Runtime; ray: a cluster (onnx where the bundle has it and there is no GPU, else torch)
+    volumes:str|None=None, # a second table in the same formats, with one row per volume: that of its worst slice
+    # torch: PyTorch; onnx: ONNX Runtime; ray: a cluster (onnx if the bundle has it and there is no GPU, else torch)
     engine:Literal[*ENGINES]|None=None,
-    int8:bool=False, # the network in eight bits, where oct-classify export made it
-    address:str|None=None, # with engine ray: of a running cluster, such as auto (a small one on this machine)
-    workers:int|None=None, # with engine ray: workers at most (as many as there are CPUs)
-    root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (that of the CSV)
-    force:bool=False, # give probabilities and a class where the model would be silent, beside the reason in why
+    int8:bool=False, # use the 8-bit network, if oct-classify export has made it
+    address:str|None=None, # with engine ray: address of a running cluster, such as auto (a small one on this machine)
+    workers:int|None=None, # with engine ray: maximum number of workers (as many as there are CPUs)
+    root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (the CSV's own)
+    force:bool=False, # give probabilities and a class even if the model would abstain; why keeps the reason
 )->pd.DataFrame: # prediction table
     """Classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs
 
     Classifies files. Writes a table with one row per scan: class, probabilities, urgent or not,
-    or why there is no answer. Stopped, it goes on with the same command.
+    or why there is no answer. If you stop it, run the same command again to resume.
 
-    Raises `OctError` where not one scan could be answered."""
+    Raises `OctError` if no scan could be answered."""
     for o in (out, volumes): check_ending(o)
     if engine not in (None, *ENGINES): raise OctError(f'There is no engine {engine!r}: choose {", ".join(ENGINES)}.')
     if engine == 'ray' and out is None: raise OctError('A cluster needs a place to keep what is done: give --out FILE.')
     if engine == 'ray' and force: raise OctError('A cluster gives no forced answers: leave out --force or the engine.')
-    options = {k: v for k,v in dict(engine=engine, int8=int8).items() if v and v != 'ray'} # that were asked for
+    options = {k: v for k,v in dict(engine=engine, int8=int8).items() if v and v != 'ray'} # only those that were given
     if engine == 'ray': t = predict_ray(bundle, paths, f'{out}.parts', address, workers, root=root, **options)
     else:
         scans = scans_of(paths, root)
@@ -271,11 +271,11 @@ def predict_files(
 _token = secrets.token_hex(32) # Ray keeps the first token that a process used
 
 def start_ray(ray, cpus, store:int):
-    "A small cluster on this machine, for this process alone"
+    "A small cluster on this machine, only for this process"
     os.environ.update(RAY_AUTH_TOKEN=_token, RAY_BACKEND_LOG_LEVEL='fatal')
     sys.stderr.flush()
     stderr = os.dup(2)
-    with open(os.devnull, 'w') as null: os.dup2(null.fileno(), 2) # or Ray's C++ part tells its own log level
+    with open(os.devnull, 'w') as null: os.dup2(null.fileno(), 2) # or Ray's C++ part prints its own log level
     try:
         with patch('ray._private.ray_constants.ENABLE_RAY_CLUSTER', False, create=True): # binds it to 127.0.0.1
             ray.init(address='local', num_cpus=cpus, include_dashboard=False, object_store_memory=store,
@@ -286,7 +286,7 @@ def start_ray(ray, cpus, store:int):
 
 @contextlib.contextmanager
 def cluster(address:str|None=None, cpus:int|None=None, store:int=200*2**20):
-    "Ray, connected: at `address`, or a small one on this machine of `cpus` and `store` bytes; raises `OctError`"
+    "Connect to Ray at `address`, or start a small cluster here of `cpus` and `store` bytes; raises `OctError`"
     try: import ray, ray.data
     except ImportError: raise OctError("Ray is not installed: pip install 'oct_classify[ray]'.") from None
     if ray.is_initialized():
@@ -316,9 +316,9 @@ def cluster(address:str|None=None, cpus:int|None=None, store:int=200*2**20):
 TRIES = 3 # workers that may die of one block
 
 class Worker:
-    "Scores blocks, and keeps each in the folder of parts"
+    "Scores blocks, and saves each in the folder of parts"
     def __init__(self, folder, plan, version, here, make, args, shared=None):
-        "`plan`, `version` and folder `here` are those where the work began; `make` gives list of items → table"
+        "`plan`, `version` and folder `here` come from where the work began; `make` gives list of items → table"
         self.folder,self.error = Folder(folder),None
         with contextlib.suppress(OSError): os.chdir(here)
         quiet()
@@ -331,7 +331,7 @@ class Worker:
         except OctError as e: self.error = e
 
     def do(self, i:int, items:list):
-        "Score and keep block `i`; raises `OctError`, where too many workers died of it too"
+        "Score and save block `i`; raises `OctError`, also if too many workers died of it"
         if self.error: raise self.error
         tries = f'try-{i:06d}'
         died = int(self.folder.read(tries) or 0)
@@ -349,16 +349,16 @@ class Worker:
 
 # %% ../../nbs/api/inference/batch.ipynb #a2818b79
 def spread(
-    parts:Parts, # what to do, and where to keep it
+    parts:Parts, # what to do, and where to save it
     make, # function of a module, called once in every worker with `args`; gives list of items → table
     args:tuple=(), # for `make`
-    files:dict|None=None, # name → bytes, broadcast once to every machine: the first argument of `make`
+    files:dict|None=None, # {name: bytes}, sent once to every machine: the first argument of `make`
     address:str|None=None, # of a running Ray cluster; None: a small one on this machine
-    workers:int|None=None, # at most; None: as many as the CPUs allow
+    workers:int|None=None, # maximum; None: as many as the CPUs allow
     cpus:float=1, # per worker
-    desc:str='Predicting', # beside the progress bar
+    desc:str='Predicting', # text beside the progress bar
 )->pd.DataFrame: # one table in the order of the list
-    "Do what is not done yet on a Ray cluster; raises `OctError` where it gives up"
+    "Do the remaining blocks on a Ray cluster; raises `OctError` if the cluster gives up"
     todo = parts.todo()
     parts.folder.remove([n for n in parts.folder.names() if n.startswith('try-')]) # of an earlier start
     if not todo: return parts.merged()
@@ -372,8 +372,8 @@ def spread(
     return parts.merged()
 
 def pool_rows(ray, parts, todo, make, args, files, workers, cpus):
-    "What a pool of workers tells of each block, in whatever order"
-    shared = None if files is None else [ray.put(files)] # in a list, so that it is not unpacked on the way
+    "What a pool of workers reports for each block, in any order"
+    shared = None if files is None else [ray.put(files)] # in a list, so that Ray does not unpack it on the way
     n = min(workers or max(1, int(ray.cluster_resources().get('CPU', 0)//cpus)), len(todo))
     plan = parts.folder.read('plan.json').decode()
     blocks = [dict(block=i, items=pickle.dumps(parts.block(i))) for i in todo]
@@ -386,7 +386,7 @@ def pool_rows(ray, parts, todo, make, args, files, workers, cpus):
 
 # %% ../../nbs/api/inference/batch.ipynb #e3285996
 def model_scorer(files:dict, options:dict, cpus:float):
-    "In a worker: a function list of scans → prediction table, in as many threads as the worker has CPUs"
+    "In a worker: a function list of scans → prediction table, with as many threads as the worker has CPUs"
     threads = max(1, int(cpus))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as d:
         for n,b in files.items(): Path(d, n).write_bytes(b)
@@ -396,22 +396,22 @@ def model_scorer(files:dict, options:dict, cpus:float):
 
 def predict_ray(
     bundle, # folder, or a URL that fsspec knows
-    paths, # as of `scans_of`; in reach of every worker
-    folder, # of the parts; in reach of every worker, on a shared disk or behind a URL
+    paths, # as for `scans_of`; within reach of every worker
+    folder, # for the parts; within reach of every worker, on a shared disk or behind a URL
     address:str|None=None, # of a running Ray cluster; None: a small one on this machine
-    workers:int|None=None, # at most; None: as many as the CPUs allow
+    workers:int|None=None, # maximum; None: as many as the CPUs allow
     cpus:float=1, # per worker
     size:int=256, # scans per block
-    root=None, # as of `scans_of`
-    **options, # of `OctModel.load`
+    root=None, # as for `scans_of`
+    **options, # for `OctModel.load`
 )->pd.DataFrame: # the prediction table
-    "Predict scans on a Ray cluster; the parts stay in `folder`; raises `OctError` where the cluster gives up"
+    "Predict scans on a Ray cluster; the parts stay in `folder`; raises `OctError` if the cluster gives up"
     parts = Parts(folder, scans_of(paths, root), dict(bundle=bundle_hash(bundle), abstain=True) | options, size)
     return spread(parts, model_scorer, (options, cpus), bundle_files(bundle), address, workers, cpus)
 
 # %% ../../nbs/api/inference/batch.ipynb #261cb027
 def file_scorer(root:str, classes:tuple, look):
-    "In a worker: a function list of files → what `scan_table` says of them"
+    "In a worker: a function list of files → their rows of `scan_table`"
     if not Path(root).is_dir(): raise OctError(f'{root} is not there on every machine: put it on a shared disk.')
     blank = blank_columns(look)
     def row(f): return dict(path=f.path, label=f.label, folder=f.folder, **read_row(root, f, classes, look, blank))
@@ -419,13 +419,13 @@ def file_scorer(root:str, classes:tuple, look):
 
 def scan_table_ray(
     data, # folder of scans, on a disk that every worker shares
-    file, # parquet file that keeps the table, as of `kept_table`; its folder must be shared too
+    file, # parquet file for the table, as for `kept_table`; its folder must be shared too
     classes:tuple=CLASSES, # class folder names
-    look=None, # as of `kept_table`, such as `audit.look`
+    look=None, # as for `kept_table`, such as `audit.look`
     size:int=1000, # files per block
-    **kw, # of `spread`: address, workers
+    **kw, # for `spread`: address, workers
 )->pd.DataFrame:
-    "What `kept_table` gives, read on a Ray cluster; of new and changed files; raises `OctError` where it gives up"
+    "The table of `kept_table`, with new and changed files read on a Ray cluster; raises `OctError` if it gives up"
     root,kept = str(Path(data).resolve()),Path(file).with_suffix('.parts')
     def read(new):
         key = dict(data=root, classes=classes, look=getattr(look, '__qualname__', None))

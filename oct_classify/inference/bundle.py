@@ -1,4 +1,4 @@
-"""A trained model as a folder that one can hand over: no pickle, every file checked before it is used
+"""A trained model as a folder that you can hand over: no pickle, every file checked before use
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/bundle.html.md"""
 
@@ -28,10 +28,10 @@ from ..data.scans import load_table
 SCHEMA = 1
 ENGINES = ('torch', 'onnx', 'ray') # PyTorch, ONNX Runtime, a cluster
 RESEARCH_USE = 'For research use only: this is not a medical device and must not guide the care of a patient.'
-DEFAULTS = dict(schema=SCHEMA, temperature=1., mirror=True, thresholds=dict(urgent=.5, confidence=.5)) # of config.json
+DEFAULTS = dict(schema=SCHEMA, temperature=1., mirror=True, thresholds=dict(urgent=.5, confidence=.5)) # for config.json
 
 def versions()->dict:
-    "Versions of what the figures depend on"
+    "Versions of the packages that the metrics depend on"
     packages = {p: importlib.metadata.version(p) for p in ('torch', 'torchvision', 'timm', 'numpy', 'pillow')}
     return dict(oct_classify=__version__, python=platform.python_version(), **packages)
 
@@ -41,11 +41,11 @@ def table_hash(df:pd.DataFrame)->str:
     return hashlib.sha256('\n'.join(f'{a} {b} {c}' for a,b,c in zip(o.sha256, o.label, o.split)).encode()).hexdigest()
 
 def bundle_files(folder)->list:
-    "Names of the files in a bundle beside its config.json"
+    "Names of the files in a bundle, other than its config.json"
     return sorted(p.name for p in Path(folder).iterdir() if p.name != 'config.json' and not p.name.startswith('.'))
 
 def write_config(folder, config:dict, written=None):
-    "Write `config.json`, with new SHA-256 sums of the files `written` (None: all); others keep the sums in `config`"
+    "Write `config.json`, with new SHA-256 sums of the files `written` (None: all); others keep their sums in `config`"
     kept,names = ({}, bundle_files(folder)) if written is None else (config['sums'], written)
     sums = kept | {name: digest(Path(folder)/name) for name in names}
     with atomic_write(Path(folder)/'config.json') as f: f.write(json.dumps(config | dict(sums=sums), indent=1)+'\n')
@@ -58,7 +58,7 @@ def upgraded(config:dict)->dict:
 
 # %% ../../nbs/api/inference/bundle.ipynb #10b00002
 def write_network(net, folder, onnx_size=None):
-    "The weights of a network, and its ONNX graph where it has one and its size in pixels is given"
+    "Write the weights of a network, and its ONNX graph if it has one and its size in pixels is given"
     from safetensors.torch import save
     from oct_classify.inference.onnx import write_onnx
     (folder/'model.safetensors').write_bytes(save({k: v.contiguous() for k,v in net.state_dict().items()}))
@@ -68,16 +68,16 @@ def write_network(net, folder, onnx_size=None):
 
 def save_bundle(
     path, # folder to write
-    net, # nn.Module from `network` or `train`; None: the network of the bundle that stands at `path`
-    config:dict, # arch, classes, size, view, and what else should be known
-    predictions:pd.DataFrame|None=None, # table behind the figures
+    net, # nn.Module from `network` or `train`; None: the network of the bundle that is already at `path`
+    config:dict, # arch, classes, size, view, and anything else worth recording
+    predictions:pd.DataFrame|None=None, # table behind the metrics
     card:str='', # MODEL_CARD.md
     seen:pd.DataFrame|None=None, # patient and sha256 of the scans in training and validation
-    inputs:dict|None=None, # arrays of `ood.fit_inputs`
-    neighbours:dict|None=None, # arrays of `neighbour_arrays`
-    onnx:bool=False, # write the network for ONNX Runtime too, which takes seconds
+    inputs:dict|None=None, # arrays from `ood.fit_inputs`
+    neighbours:dict|None=None, # arrays from `neighbour_arrays`
+    onnx:bool=False, # also write the network for ONNX Runtime, which takes seconds
 )->Path: # `path`
-    "Write a model bundle, complete or not at all; raises `OctError` where it can't be written"
+    "Write a model bundle, complete or not at all; raises `OctError` if it can't be written"
     from safetensors.numpy import save as save_arrays
     config = DEFAULTS | upgraded(config) | dict(versions=versions())
     with atomic_dir(path) as d:
@@ -97,27 +97,27 @@ def save_bundle(
     return Path(path)
 
 # %% ../../nbs/api/inference/bundle.ipynb #1c91a6d0
-MAX_MEMBERS = 8 # networks whose mean a bundle may give
+MAX_MEMBERS = 8 # maximum number of networks that a bundle averages
 NUMBER = float|int
 CONFIG_TYPES = dict(schema=int, arch=str, classes=list, size=list, view=str, temperature=NUMBER, mirror=bool,
                     thresholds=dict, sums=dict)
 MORE_TYPES = dict(stages=int, options=dict, recipe=str, request=dict, unread=dict, epochs=int, seed=int, bs=int,
                   lr=NUMBER, weights=str, balance=str, calibrated=bool, versions=dict, int8=dict, history=list,
-                  members=list, dataset=str) # of what may be there
+                  members=list, dataset=str) # of optional entries
 
 def is_a(value, kind)->bool:
-    "Is a value of JSON of this kind? A truth value is no number here"
+    "Is a value of JSON of this kind? A boolean is not a number here"
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 def read_json(text:str):
-    "JSON of a stranger; raises `ValueError` where it is none, or holds a number that is not finite or over 10^15"
+    "JSON from a stranger; raises `ValueError` if it is invalid, or holds a number that is not finite or over 10^15"
     def number(text):
         if not abs(float(text)) <= 1e15: raise ValueError(f'{text[:20]} is out of range')
         return float(text)
     return json.loads(text, parse_float=number, parse_constant=number, parse_int=lambda o: int(number(o)))
 
 def in_range(c:dict)->bool:
-    "Do the values of a config make sense, each by itself?"
+    "Does each value of a config make sense by itself?"
     classes,sums,options = c['classes'],c['sums'],c.get('options') or {}
     named = 2 <= len(classes) <= 1000 and all(isinstance(k, str) and 0 < len(k) <= 100 for k in classes)
     sized = len(c['size']) == 2 and all(is_a(o, int) and MIN_SIDE <= o <= MAX_SIDE for o in c['size'])
@@ -129,9 +129,9 @@ def in_range(c:dict)->bool:
         and isinstance(options.get('augment') or {}, dict) and isinstance(options.get('precision') or '', str))
 
 def is_memory_error(e:BaseException)->bool:
-    "Does this error say that memory ran out: of Python, PyTorch or ONNX Runtime?"
+    "Does this error of Python, PyTorch or ONNX Runtime mean that memory ran out?"
     words = 'allocate', 'not enough memory', 'bad_alloc', 'bad allocation', 'requested bytes'
-    named = isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' # of torch, which may not be imported
+    named = isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError' # torch's, which may not be imported
     return named or not isinstance(e, (OctError, OSError)) and any(o in str(e) for o in words)
 
 def load_config(bundle)->dict:
@@ -153,7 +153,7 @@ def load_config(bundle)->dict:
     return c
 
 def intact(bundle, config:dict, *names:str):
-    "Raise `OctError` where one of these files of a bundle is missing, or is not the one that was saved"
+    "Raise `OctError` if one of these files of a bundle is missing or has changed since it was saved"
     export = f'write it with oct-classify export {bundle}'
     remedies = {'model.onnx': export, 'model.onnx.data': export, 'model.int8.onnx': f'{export} DATA --int8'}
     for name in names:
@@ -163,7 +163,7 @@ def intact(bundle, config:dict, *names:str):
         if config['sums'][name] != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
 
 def load_net(bundle, config:dict):
-    "The network of a bundle, on the CPU; raises `OctError` where the weights are not those of its architecture"
+    "The network of a bundle, on the CPU; raises `OctError` if the weights don't fit its architecture"
     import torch
     from oct_classify.inference.onnx import most_memory
     from oct_classify.training.network import LargestTensor, check_arch, load_tensors, network
@@ -176,7 +176,7 @@ def load_net(bundle, config:dict):
         stored = load_tensors(path)
         with torch.device('meta'), LargestTensor() as largest: expected = network(*form).state_dict()
         if {k: v.shape for k,v in stored.items()} != {k: v.shape for k,v in expected.items()}: raise wrong
-        if largest.bytes > most_memory(): raise MemoryError # before any is taken for it
+        if largest.bytes > most_memory(): raise MemoryError # before memory is taken for it
         with torch.device('cpu'): net = network(*form)
         net.load_state_dict(stored, strict=True)
     except OctError: raise
@@ -186,7 +186,7 @@ def load_net(bundle, config:dict):
     return net
 
 def load_arrays(bundle, config:dict, name:str)->dict|None:
-    "The arrays 'inputs' or 'neighbours' of a bundle; None where it has none; raises `OctError` where they are damaged"
+    "The arrays 'inputs' or 'neighbours' of a bundle; None if it has none; raises `OctError` if they are damaged"
     from safetensors.numpy import load
     path = Path(bundle)/f'{name}.safetensors'
     if not path.is_file() and path.name not in config['sums']: return None
@@ -196,18 +196,18 @@ def load_arrays(bundle, config:dict, name:str)->dict|None:
     except Exception: raise OctError(f'{path} is damaged: get the bundle again.') from None
 
 def load_bundle_table(bundle, config:dict, name:str)->pd.DataFrame|None:
-    "The table 'training' or 'predictions' of a bundle; None where there is none; raises `OctError` where not intact"
+    "The table 'training' or 'predictions' of a bundle; None if there is none; raises `OctError` if damaged"
     path = Path(bundle)/f'{name}.parquet'
     if not path.is_file() and path.name not in config['sums']: return None
     intact(bundle, config, path.name)
     return load_table(path, 'get the bundle again')
 
 def unlisted(bundle, config:dict)->list:
-    "Names of files in a bundle that its config.json does not list, so that nobody has checked them"
+    "Names of files in a bundle that its config.json does not list, so they are unchecked"
     return [name for name in bundle_files(bundle) if name not in config['sums']]
 
 def thresholds_of(texts)->dict:
-    "Thresholds by texts such as 'urgent=0.12'; raises `OctError` for another name, or a number beyond 0 and 1"
+    "Thresholds from texts such as 'urgent=0.12'; raises `OctError` for another name, or a number outside 0 to 1"
     found = {}
     for text in texts:
         name,_,value = text.partition('=')
@@ -217,7 +217,7 @@ def thresholds_of(texts)->dict:
     return found
 
 def set_thresholds(bundle, texts)->dict: # all thresholds
-    "Write thresholds, as for `thresholds_of`, into a bundle; raises `OctError` for what is none"
+    "Write thresholds, given as for `thresholds_of`, into a bundle; raises `OctError` if one is invalid"
     config = load_config(bundle)
     thresholds = DEFAULTS['thresholds'] | config['thresholds'] | thresholds_of(texts)
     write_config(bundle, config | dict(thresholds=thresholds), [])
@@ -225,7 +225,7 @@ def set_thresholds(bundle, texts)->dict: # all thresholds
 
 # %% ../../nbs/api/inference/bundle.ipynb #828ebc92
 def add_files(bundle, config:dict, write, *names:str):
-    "Put files of these names into a bundle, which `write` writes to a folder; whenever it is stopped, the bundle loads"
+    "Add files of these names to a bundle; `write` writes them to a folder; the bundle loads whenever this is stopped"
     bundle = Path(bundle)
     made = bundle/'.made'
     with atomic_dir(made) as d: write(d)
@@ -236,32 +236,32 @@ def add_files(bundle, config:dict, write, *names:str):
     shutil.rmtree(made)
 
 def add_onnx(bundle):
-    "Write `model.onnx` into a bundle, or anew; raises `OctError` where the bundle is damaged or ONNX can't be written"
+    "Write or replace `model.onnx` in a bundle; raises `OctError` if the bundle is damaged or ONNX can't be written"
     from oct_classify.inference.onnx import write_onnx
     config = load_config(bundle)
     net = load_net(bundle, config)
     add_files(bundle, config, lambda d: write_onnx(net, d, config['size']), 'model.onnx.data', 'model.onnx')
 
 def add_int8(bundle, pixels:np.ndarray):
-    "Write `model.int8.onnx`, by (N, H, W) uint8 training scans; raises `OctError` where `model.onnx` is not intact"
+    "Write `model.int8.onnx` from (N, H, W) uint8 training scans; raises `OctError` if `model.onnx` is not intact"
     from oct_classify.inference.onnx import write_int8
     config = load_config(bundle)
     intact(bundle, config, 'model.onnx', 'model.onnx.data')
-    config = {k: v for k,v in config.items() if k != 'int8'} # what an earlier one cost
+    config = {k: v for k,v in config.items() if k != 'int8'} # the cost of an earlier one
     add_files(bundle, config, lambda d: write_int8(Path(bundle)/'model.onnx', d, pixels), 'model.int8.onnx')
 
 # %% ../../nbs/api/inference/bundle.ipynb #c7a78012
 def thumbnail(px:np.ndarray, width:int=144)->np.ndarray:
-    "Prepared pixels (H, W) uint8 as a small picture (h, width), in their proportions"
+    "Prepared pixels (H, W) uint8 as a small picture (h, width) with the same proportions"
     return np.asarray(Image.fromarray(px).resize((width, round(width*px.shape[0]/px.shape[1])), Image.LANCZOS))
 
 def neighbour_arrays(features:np.ndarray, thumbnails:np.ndarray, labels)->dict:
-    "What `lookalikes` reads, of features (N, F), thumbnails (N, h, w) uint8 and N indices into the classes"
+    "Arrays for `lookalikes`, from features (N, F), thumbnails (N, h, w) uint8 and N indices into the classes"
     f = (features/np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)).astype(np.float16)
     return dict(features=f, thumbnails=np.asarray(thumbnails, np.uint8), labels=np.asarray(labels, np.int64))
 
 def lookalikes(bundle, feature:np.ndarray, k:int=4)->list:
-    "The `k` nearest training scans in a bundle to a feature (F,): dicts of image, label, distance (1 minus the cosine)"
+    "The `k` training scans in a bundle nearest to a feature (F,): dicts of image, label, distance (1 minus the cosine)"
     c = load_config(bundle)
     near = load_arrays(bundle, c, 'neighbours')
     if not near: return []
@@ -288,7 +288,7 @@ def course(config:dict)->str:
     return steps if n == 1 else f'mean of {n} networks, for each {steps}'
 
 def model_card(config:dict, rows, data:str)->str:
-    "Markdown (Mitchell et al., FAT* 2019) of a config, rows of (figure, value, scans), and a word on the data"
+    "Markdown (Mitchell et al., FAT* 2019) from a config, rows of (figure, value, scans), and a text on the data"
     from jinja2 import Environment, PackageLoader
     env = Environment(loader=PackageLoader('oct_classify.inference'), trim_blocks=True, keep_trailing_newline=True)
     c = DEFAULTS | upgraded(config) | dict(classes=list(map(one_line, config['classes'])))

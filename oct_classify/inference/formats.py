@@ -1,4 +1,4 @@
-"""What devices, archives of a hospital and programs export, a volume or a single frame, read slice by slice as greys
+"""Volumes and single frames from devices, hospital archives and programs, read slice by slice as greys
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/formats.html.md"""
 
@@ -34,11 +34,11 @@ DICOM = ('.dcm', '.dicom')
 MAX_VOLUME = 4_000_000_000 # bytes of a volume that is read in place
 MAX_FRAMES = 10_000 # of one volume
 MAX_VOXELS = 500_000_000 # of one volume
-MAX_HEADER = 3_000_000 # bytes of an XML export, and of what a DICOM file says before its pixels
+MAX_HEADER = 3_000_000 # bytes of an XML export, and of a DICOM file before its pixels
 NEEDS = "Reading it needs {}: pip install 'oct_classify[formats]'."
 
 def as_error(e:Exception)->OctError:
-    "Any failure of reading as an `OctError` of one sentence, without the frames that it came through"
+    "Any failure of reading as an `OctError` of one sentence, without its traceback"
     if isinstance(e, OctError): return OctError(*e.args)
     if isinstance(e, (MemoryError, RecursionError)): return OctError('The file asks for more memory than a scan needs.')
     said = isinstance(e, (OSError, Image.DecompressionBombError))
@@ -46,7 +46,7 @@ def as_error(e:Exception)->OctError:
 
 # %% ../../nbs/api/inference/formats.ipynb #9e8d0064
 class DiskFile:
-    "A file on disk: `buffer()` maps its bytes, uint8, `open()` reads on, and `beside(name)` is its neighbour"
+    "A file on disk: `buffer()` maps its bytes, uint8, `open()` opens it, and `beside(name)` is its neighbour"
     holder = None
     def __init__(self, path): self.path = self.at = path
     def beside(self, name:str): return DiskFile(os.path.join(os.path.dirname(self.path), name))
@@ -55,10 +55,10 @@ class DiskFile:
     def buffer(self)->np.ndarray:
         if not os.path.getsize(check_file(self.path, MAX_VOLUME)): return np.zeros(0, np.uint8)
         try: return np.memmap(self.path, np.uint8, 'r')
-        except OSError: return np.fromfile(check_file(self.path), np.uint8) # some file systems map nothing
+        except OSError: return np.fromfile(check_file(self.path), np.uint8) # some file systems can't map files
 
 class MemberFile:
-    "A file in an archive or a bucket: `holder.image(at)` has its bytes, `holder.stream(at)` reads on"
+    "A file in an archive or a bucket: `holder.image(at)` has its bytes, `holder.stream(at)` opens it"
     path = None
     def __init__(self, holder, at): self.holder,self.at = holder,at
     def beside(self, name:str): return MemberFile(self.holder, re.sub(r'[^\\/]*$', '', self.at)+name)
@@ -80,7 +80,7 @@ def check_volume(n:int, h:int, w:int, complete:bool=True):
     if not complete: raise OctError(CUT_SHORT)
 
 def unpack_at(b, at:int, kind:str)->tuple:
-    "What `struct` finds at a place; raises `OctError` where the file ends before"
+    "What `struct` unpacks at a position; raises `OctError` if the file ends before"
     try: return struct.unpack_from(kind, b, at)
     except struct.error: raise OctError(CUT_SHORT) from None
 
@@ -93,16 +93,16 @@ PAGED = ('.tif', '.tiff', '.gif', '.webp', '.png') # pictures that may hold seve
 MAX_ANIMATED = 100_000_000 # pixels of all frames together: to reach one, all before it are decoded
 
 def has_pages(source)->bool:
-    "Does the head of a picture file say that it holds several pages or frames?"
+    "Does the header of a picture file say that it holds several pages or frames?"
     try:
         with source.open() as f:
             head = f.read(32)
             if head[8:16] == b'WEBPVP8X': return bool(head[20] & 2) # Pillow would read the whole file
             with Image.open(f, formats=('TIFF', 'GIF', 'PNG')) as im: return getattr(im, 'is_animated', False)
-    except Exception: return False # whoever reads the picture says why
+    except Exception: return False # the reader of the picture says why
 
 def read_pages(source, name:str):
-    "A picture of several pages: their number, and a function that gives one"
+    "A picture of several pages: their number, and a function that returns one"
     f = open(check_file(source.path, MAX_PICTURE), 'rb') if source.path else io.BytesIO(source.image())
     im,lock,kept,total = Image.open(f, formats=FORMATS),threading.Lock(),[],0
     most = MAX_VOXELS if im.format == 'TIFF' else MAX_ANIMATED
@@ -127,11 +127,11 @@ def read_pages(source, name:str):
 # %% ../../nbs/api/inference/formats.ipynb #08238126
 def heidelberg_grey(a)->np.ndarray:
     "Reflectivity as Heidelberg shows it, uint8"
-    a = np.where(np.isfinite(a) & (a >= 0) & (a < 1.99), a, 0) # more is how the device marks what it did not see
+    a = np.where(np.isfinite(a) & (a >= 0) & (a < 1.99), a, 0) # larger values mark what the device did not see
     return np.rint(np.clip((np.log(a+2.44e-4)+8.3)/8.285, 0, 1)*255).astype(np.uint8)
 
 def stretched(a)->np.ndarray:
-    "Deep greys as uint8, from the least to the largest"
+    "Greys of more than 8 bits as uint8, from the smallest to the largest"
     a = np.nan_to_num(np.asarray(a, np.float32))
     lo,hi = float(a.min()),float(a.max())
     return np.rint((a-lo)*(255/(hi-lo))).astype(np.uint8) if hi > lo else np.zeros(a.shape, np.uint8)
@@ -139,9 +139,9 @@ def stretched(a)->np.ndarray:
 CIRCLE = 'It is a scan in a circle around the optic nerve: export one of the macula.'
 
 def read_vol(source, name:str):
-    "Heidelberg .vol: number of slices, and a function that gives one"
+    "Heidelberg .vol: number of slices, and a function that returns one"
     b = source.buffer()
-    by_eyepy = bytes(b[:4]) == b'ep-v' # which writes its own name, and where the B-scan begins before each alone
+    by_eyepy = bytes(b[:4]) == b'ep-v' # with a magic of its own, and the header's size only before each B-scan
     if not by_eyepy: check_magic(b, b'HSF-OCT', 'a Heidelberg .vol')
     if unpack_at(b, 96, '<I') == (2,): raise OctError(CIRCLE)
     w,n,h = unpack_at(b, 12, '<3I')
@@ -161,23 +161,23 @@ def e2e_directory(b, skip:int)->np.ndarray:
     "The directory of an E2E file, from its last block back to its first"
     blocks,total = {},0 # place → entries
     at, = unpack_at(b, skip+36+40, '<I')
-    while at and at not in blocks and len(blocks) < 100_000: # a damaged chain may bite its tail
+    while at and at not in blocks and len(blocks) < 100_000: # a damaged chain may loop
         n,_,before = unpack_at(b, at+skip+36, '<3I')
         if n > 100_000 or at+skip+52+44*n > len(b): raise OctError(CUT_SHORT)
         blocks[at] = np.frombuffer(b[at+skip+52:at+skip+52+44*n].tobytes(), E2E_ENTRY)
         total += n
-        if 44*total > len(b): raise OctError(CUT_SHORT) # they lie in one another
+        if 44*total > len(b): raise OctError(CUT_SHORT) # they overlap
         at = before
     return np.concatenate([*blocks.values()]) if blocks else np.zeros(0, E2E_ENTRY)
 
 def e2e_found(b, skip:int)->np.ndarray:
-    "What the directory of an E2E file would be, from the heads of its parts"
+    "The directory of an E2E file, rebuilt from the headers of its parts"
     say('The directory of an E2E file is damaged: its B-scans were found without it, and some may be missing.')
     at = [m.start() for m in islice(re.finditer(b'MDbData', b), 100_000) if m.start()+60 <= len(b)]
     return np.frombuffer(b''.join(struct.pack('<2I', 0, k-skip)+bytes(b[k+24:k+60]) for k in at), E2E_ENTRY)
 
 def e2e_entries(b, skip:int)->np.ndarray:
-    "The directory of an E2E file, or what it would be where it is damaged; raises `OctError` where there is none"
+    "The directory of an E2E file, rebuilt if it is damaged; raises `OctError` if there is none"
     try: e = e2e_directory(b, skip)
     except OctError: e = e2e_found(b, skip)
     if not any(bytes(b[k:k+7]) == b'MDbData' for k in e['start'].astype(int)+skip): e = e2e_found(b, skip)
@@ -195,7 +195,7 @@ def heidelberg_float16(v)->np.ndarray:
     return (1+m/1024)*np.exp2((v >> 10).astype(np.int64)-63.)
 
 def read_e2e(source, name:str):
-    "Heidelberg .e2e: number of slices over all of its series, and a function that gives one"
+    "Heidelberg .e2e: number of slices over all of its series, and a function that returns one"
     b = source.buffer()
     skip = 64 if bytes(b[:21]) == b'E2EMultipleVolumeFile' else 0
     check_magic(b[skip:], b'CMDb', 'a Heidelberg .e2e')
@@ -222,7 +222,7 @@ def read_e2e(source, name:str):
 CIRRUS = ((512, 128), (200, 200), (1024, 2), (1000, 2), (1024, 5), (512, 5), (1024, 21)) # (wide, slices), 1024 deep
 
 def read_img(source, name:str):
-    "Zeiss .img: number of slices, and a function that gives one"
+    "Zeiss .img: number of slices, and a function that returns one"
     b = source.buffer()
     stem = Path(name).stem.lower()
     if stem.endswith('_raw') or 'flow' in stem:
@@ -240,7 +240,7 @@ def read_img(source, name:str):
 
 # %% ../../nbs/api/inference/formats.ipynb #8fbb4d82
 def topcon_chunks(b)->dict:
-    "Where each named chunk of a Topcon file lies, and its length"
+    "{name: (position, length)} of the chunks of a Topcon file"
     chunks,at = {},15
     while at < len(b) and b[at] and len(chunks) < 10_000:
         k = at+1+int(b[at])
@@ -249,10 +249,10 @@ def topcon_chunks(b)->dict:
         at = k+4+size
     return chunks
 
-TOPCON = (b'@IMG_SCAN_03', b'@IMG_SCAN_02', b'@IMG_MOT_COMP_03', b'@IMG_MOT_COMP_02') # the last hold a part of the scan
+TOPCON = (b'@IMG_SCAN_03', b'@IMG_SCAN_02', b'@IMG_MOT_COMP_03', b'@IMG_MOT_COMP_02') # the last two hold part of it
 
 def read_topcon(source, name:str):
-    "Topcon .fda and .fds: number of slices, and a function that gives one"
+    "Topcon .fda and .fds: number of slices, and a function that returns one"
     b = source.buffer()
     check_magic(b, b'FOCT', 'a Topcon volume')
     chunks = topcon_chunks(b)
@@ -267,7 +267,7 @@ def read_topcon(source, name:str):
     return n, lambda i: stretched(b[at+2*i*h*w:at+2*(i+1)*h*w].view('<u2').reshape(h, w))
 
 def topcon_pictures(b, at:int, size:int):
-    "Pictures one after the other in the chunk of `size` bytes at `at`: their number, and a function that gives one"
+    "Pictures one after the other in the chunk of `size` bytes at `at`: their number, and a function that returns one"
     w,h,n = unpack_at(b, at+9, '<3I')
     check_volume(n, h, w)
     spans,k = [],at+25
@@ -280,13 +280,13 @@ def topcon_pictures(b, at:int, size:int):
 
 # %% ../../nbs/api/inference/formats.ipynb #adadbd9f
 def xml_text(source)->bytes:
-    "An XML export as it is; raises `OctError` for one that is too long"
+    "The text of an XML export; raises `OctError` if it is too long"
     with source.open() as f: text = f.read(MAX_HEADER+1)
     check_bytes(len(text), MAX_HEADER)
     return text
 
 def read_xml_export(source, name:str):
-    "Heidelberg's XML export: number of slices, and a function that gives the path or bytes of one"
+    "Heidelberg's XML export: number of slices, and a function that returns the path or bytes of one"
     text = xml_text(source)
     if b'<!DOCTYPE' in text or b'<!ENTITY' in text: raise OctError('It declares a document type, as no export does.')
     images = ElementTree.fromstring(text).iterfind(".//ImageType[Type='OCT']..")
@@ -296,12 +296,12 @@ def read_xml_export(source, name:str):
     return len(names), lambda i: source.beside(names[i]).image()
 
 def xml_pictures(source)->set:
-    "The names of all pictures, the fundus among them, that an XML export lists"
+    "The names of all pictures that an XML export lists, including the fundus"
     return set(re.findall(r'([^\\/<>]+)</ExamURL>', xml_text(source).decode('utf-8', 'replace')))
 
 # %% ../../nbs/api/inference/formats.ipynb #d3042a13
 def read_oct(source, name:str):
-    "Bioptigen and Optovue .oct: number of slices, and a function that gives one"
+    "Bioptigen and Optovue .oct: number of slices, and a function that returns one"
     if bytes(source.buffer()[:4]) == b'PK\3\4':
         raise OctError('It is a Thorlabs .oct: export its B-scans as TIFF or PNG from ThorImage.')
     if source.path is None: raise OctError('An .oct file is read from disk: unpack it first.')
@@ -326,7 +326,7 @@ def read_oct(source, name:str):
 NO_STACK = 'The file holds no array of B-scans: save one of slices, rows and columns as numbers.'
 
 def slice_axis(shape, last:bool=False)->int:
-    "Which axis of three counts the slices, 0 or -1; `last`: usually that one; raises `OctError` where it isn't clear"
+    "Which axis of three counts the slices, 0 or -1; `last`: usually that one; raises `OctError` if it isn't clear"
     usual,other = (-1, 0) if last else (0, -1)
     def shortest(axis, times): return shape[axis]*times <= min(shape[1], shape[-1-axis])
     if shortest(usual, 1): return usual
@@ -335,7 +335,7 @@ def slice_axis(shape, last:bool=False)->int:
     raise OctError(f'It is not clear which axis of {sides} counts the slices: save the array as slices, rows, columns.')
 
 def read_array(a, last:bool=False, turned:tuple=())->tuple:
-    "Number of slices of an array, or of what is read like one, and a function; `turned`: axes whose slices are"
+    "Number of slices of an array or similar object, and a function that returns one; `turned`: axes whose slices are"
     axes = [k for k,s in enumerate(a.shape) if s != 1]
     if a.dtype.kind not in 'uif' or len(axes) not in (2, 3): raise OctError(NO_STACK)
     end = slice_axis([a.shape[k] for k in axes], last) if len(axes) == 3 else None
@@ -350,7 +350,7 @@ def read_array(a, last:bool=False, turned:tuple=())->tuple:
     return n, frame
 
 def array_at(b, at:int, dtype, shape, order:str='C')->np.ndarray:
-    "The array that lies from byte `at` on; raises `OctError`"
+    "The array that starts at byte `at`; raises `OctError`"
     dtype = np.dtype(dtype)
     if dtype.kind not in 'uif' or not shape or min(shape) < 1: raise OctError(NO_STACK)
     size = dtype.itemsize*math.prod(shape)
@@ -358,7 +358,7 @@ def array_at(b, at:int, dtype, shape, order:str='C')->np.ndarray:
     return b[at:at+size].view(dtype).reshape(shape, order=order)
 
 def inflated(data, kind:int=15, limit:int=MAX_FILE)->np.ndarray:
-    "What zlib unpacks, bytes as uint8; raises `OctError` beyond the limit"
+    "Bytes unpacked by zlib as uint8; raises `OctError` beyond the limit"
     out = zlib.decompressobj(kind).decompress(data, limit+1)
     check_bytes(len(out), limit)
     return np.frombuffer(out, np.uint8)
@@ -378,7 +378,7 @@ MET = dict(UCHAR='u1', CHAR='i1', USHORT='u2', SHORT='i2', UINT='u4', INT='i4', 
 NIFTI = {2: 'u1', 256: 'i1', 512: 'u2', 4: 'i2', 768: 'u4', 8: 'i4', 16: 'f4', 64: 'f8'}
 
 def read_mhd(source, name:str):
-    "MetaImage, .mhd with its data beside it or .mha: number of slices, and a function that gives one"
+    "MetaImage, .mhd with its data beside it or .mha: number of slices, and a function that returns one"
     with source.open() as f: text = f.read(10_000)
     text = re.match(rb'.*?ElementDataFile[^\n]*\n?', text, re.S)
     head = dict(re.findall(r'(\w+)\s*=\s*(.*?)\s*$', text[0].decode('latin-1'), re.M)) if text else {}
@@ -393,7 +393,7 @@ def read_mhd(source, name:str):
     return read_array(array_at(b, at, '<>'[big]+kind, shape), turned=(-1,))
 
 def read_nifti(source, name:str):
-    "NIfTI, packed or not: number of slices, and a function that gives one"
+    "NIfTI, packed or not: number of slices, and a function that returns one"
     b = source.buffer()
     if bytes(b[:2]) == b'\x1f\x8b': b = inflated(b, 31)
     check_magic(b[344:], b'n+1', 'a NIfTI volume in one file')
@@ -404,7 +404,7 @@ def read_nifti(source, name:str):
     return read_array(array_at(b, int(at), order+kind, sides[:n][::-1]), turned=(-1,))
 
 def npy_head(f)->tuple:
-    "(shape, is it stored column by column, dtype) of an open .npy; raises `ValueError`"
+    "(shape, whether it is stored column by column, dtype) of an open .npy; raises `ValueError`"
     version = np.lib.format.read_magic(f)
     return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)
 
@@ -415,11 +415,11 @@ def npy_array(b)->np.ndarray:
     return array_at(b, f.tell(), dtype, shape, 'CF'[columns])
 
 def read_npy(source, name:str):
-    "NumPy's .npy: number of slices, and a function that gives one"
+    "NumPy's .npy: number of slices, and a function that returns one"
     return read_array(npy_array(source.buffer()))
 
 def read_npz(source, name:str):
-    "NumPy's .npz: number of slices, and a function that gives one"
+    "NumPy's .npz: number of slices, and a function that returns one"
     with source.open() as f, checked_zip(f) as z:
         heads = {}
         for o in [o for o in z.infolist() if o.filename.endswith('.npy')][:1000]:
@@ -442,10 +442,10 @@ def unpacked_mat(b)->bytes:
         at += 8+size
     return b''.join(parts)+bytes(b[at:])
 
-MATLAB = ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'single', 'double') # kinds of numbers
+MATLAB = ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'single', 'double') # types of numbers
 
 def read_mat(source, name:str):
-    "MATLAB's .mat: number of slices, and a function that gives one"
+    "MATLAB's .mat: number of slices, and a function that returns one"
     b = source.buffer()
     if b'\x89HDF' in (bytes(b[:4]), bytes(b[512:516])): return read_hdf5(source, name, (None, 0, -1))
     import scipy.io
@@ -456,7 +456,7 @@ def read_mat(source, name:str):
     return read_array(scipy.io.loadmat(f, variable_names=[which])[which], last=True)
 
 class Chunked:
-    "An array in an HDF5 file, of which a part is read; each chunk is checked before HDF5 unpacks it"
+    "An array in an HDF5 file, read in parts; each chunk is checked before HDF5 unpacks it"
     def __init__(self, data): self.data,self.shape,self.dtype = data,data.shape,data.dtype
     def __getitem__(self, at):
         limit = math.prod(self.data.chunks or [0])*self.dtype.itemsize
@@ -468,18 +468,18 @@ class Chunked:
         return self.data[at]
 
 def read_hdf5(source, name:str, turned:tuple=()):
-    "HDF5: number of slices, and a function that gives one"
+    "HDF5: number of slices, and a function that returns one"
     try: import h5py
     except ImportError: raise OctError(NEEDS.format('h5py')) from None
     f = h5py.File(check_file(source.path, MAX_VOLUME) if source.path else io.BytesIO(source.image()), 'r')
     found = {}
-    def look(k, o): # an answer ends the walk
+    def look(k, o): # a return value ends the walk
         if isinstance(o, h5py.Dataset) and o.shape and not o.is_virtual and not o.external: found[k] = o
         return len(found) > 1000 or None
     f.visititems(look)
     o = found[chosen({k: (o.shape, o.dtype) for k,o in found.items()})]
     plan = o.id.get_create_plist()
-    if not {plan.get_filter(k)[0] for k in range(plan.get_nfilters())} <= {1, 2, 3}: # gzip, shuffled, with a sum
+    if not {plan.get_filter(k)[0] for k in range(plan.get_nfilters())} <= {1, 2, 3}: # gzip, shuffle, checksum
         raise OctError('The array is packed in a way that is not read here: save it with gzip, or not packed.')
     return read_array(Chunked(o), turned=turned)
 
@@ -487,20 +487,20 @@ def read_hdf5(source, name:str, turned:tuple=()):
 STORED = '1.2.840.10008.5.1.4.1.1.'
 PHOTOGRAPHS = tuple(f'{STORED}77.1.5.{i}' for i in (1, 2, 5, 6)) # ophthalmic: 8 and 16 bit, wide field
 MAPS = tuple(STORED+o for o in ('77.1.5.3', '77.1.5.7', '77.1.5.8', '81.1', '82.1')) # relief, en face, flow, thickness
-NO_SLICE = r'EN.?FACE|PROJECTION|THICKNESS|LOCALI[SZ]ER|FUNDUS|\bSLO\b' # in the type of a picture
-MODALITIES = ('OPT', 'OCT', 'OP', 'OT', 'SC', 'XC', '') # of what hospitals store B-scans as
+NO_SLICE = r'EN.?FACE|PROJECTION|THICKNESS|LOCALI[SZ]ER|FUNDUS|\bSLO\b' # in the image type
+MODALITIES = ('OPT', 'OCT', 'OP', 'OT', 'SC', 'XC', '') # under which hospitals store B-scans
 DISPLAYED = ('PhotometricInterpretation', 'BitsStored', 'PixelRepresentation', 'RescaleSlope', 'RescaleIntercept',
     'WindowCenter', 'WindowWidth', 'VOILUTFunction', 'VOILUTSequence', 'PixelPaddingValue', 'PixelPaddingRangeLimit')
 COLOUR = 'The DICOM file is a colour picture, not a B-scan.'
 
 def is_dicom(head:bytes)->bool:
-    "Is this how a DICOM file of a scan begins, with the letters DICM at the 129th byte or, as older ones, without?"
+    "Does a DICOM file of a scan begin like this: the letters DICM at the 129th byte or, in older ones, without them?"
     if head[128:132] == b'DICM': return b'1.2.840.10008.1.3.10' not in head[:400] # DICOMDIR, a table of contents
     bare = re.match(rb'[\x02\x08]\0.\0(UL|UI|CS|OB|SH|LO|DA|.\0\0\0)', head, re.S)
     return bool(bare) and b'1.2.840.10008.' in head[:400]
 
 def dicom_header(f)->tuple:
-    "What an open DICOM file says before its pixels, and where their tag ends; raises `OctError`"
+    "The header of an open DICOM file before its pixels, and where their tag ends; raises `OctError`"
     from pydicom import dcmread, errors, filereader, uid
     head = io.BytesIO(f.read(MAX_HEADER))
     try:
@@ -521,7 +521,7 @@ def dicom_header(f)->tuple:
     return ds, head.tell()
 
 def check_kind(ds):
-    "Refuse a DICOM file that says that it is no B-scan; raises `OctError`"
+    "Refuse a DICOM file that declares itself not a B-scan; raises `OctError`"
     kind,types = ds.get('SOPClassUID'),ds.get('ImageType') or ''
     modality = str(ds.get('Modality') or '')
     if kind in PHOTOGRAPHS: raise OctError('The DICOM file is a fundus photograph, not a B-scan.')
@@ -547,7 +547,7 @@ def check_dicom(ds)->int:
     return n
 
 def check_frames(f, start:int, ds, n:int):
-    "Refuse an open file whose n frames, from byte `start` on, are not all there or can't be told apart"
+    "Refuse an open file if its n frames, from byte `start` on, are incomplete or can't be told apart"
     from pydicom.encaps import parse_fragments
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         f.seek(start-4)
@@ -564,7 +564,7 @@ def check_frames(f, start:int, ds, n:int):
     if not known: raise OctError("The frames of the DICOM file can't be told apart, or are cut short.")
 
 def coded_size(code:bytes)->tuple|None:
-    "(height, width) in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None where there is none"
+    "(height, width) in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None if there is none"
     j = code.find(b'\xff\x4f\xff\x51', 0, 512) if code[:2] != b'\xff\xd8' else -1 # JPEG 2000, perhaps in a box
     if j >= 0 and len(code) > j+24:
         x1,y1,x0,y0 = struct.unpack_from('>4I', code, j+8)
@@ -585,7 +585,7 @@ def unpacked_rle(code:bytes, ds)->bytes:
     return np.reshape(planes, (samples, depth, size))[:,::-1].transpose(0, 2, 1).tobytes()
 
 def display_settings(ds, i:int):
-    "A data set of what the file prescribes for showing frame `i`; what is said of the frame alone counts most"
+    "How the file says frame `i` should be shown, as a data set; settings of the frame itself take precedence"
     from pydicom.dataset import Dataset
     sources = [ds]
     for k,at in (('SharedFunctionalGroupsSequence', 0), ('PerFrameFunctionalGroupsSequence', i)):
@@ -625,7 +625,7 @@ def displayed(a:np.ndarray, shown)->np.ndarray:
     return np.where(outside, np.uint8(0), g)
 
 def read_dicom(source, name:str):
-    "DICOM: number of frames, and a function that gives one"
+    "DICOM: number of frames, and a function that returns one"
     try: import pydicom
     except ImportError: raise OctError(NEEDS.format('pydicom')) from None
     reopen = source.open if source.path else partial(io.BytesIO, source.buffer().tobytes())
@@ -647,7 +647,7 @@ def read_dicom(source, name:str):
             raise OctError('A frame of the DICOM file is damaged or scrambled, as some of Zeiss are.')
         else:
             check_passes(code, ds.Columns, ds.Rows)
-            code,coding = pydicom.encaps.encapsulate([code]),uid # the decoder is given what was checked, alone
+            code,coding = pydicom.encaps.encapsulate([code]),uid # the decoder gets only what was checked
         return pydicom.pixels.get_decoder(coding).as_array(code, index=0, **one)[0]
     def frame(i):
         with reopen() as f:
@@ -658,7 +658,7 @@ def read_dicom(source, name:str):
     return n, frame
 
 # %% ../../nbs/api/inference/formats.ipynb #ac4263d5
-DEVICES = (read_vol, read_e2e, read_img, read_topcon, read_xml_export, read_oct) # even one slice of theirs is x.vol#0
+DEVICES = (read_vol, read_e2e, read_img, read_topcon, read_xml_export, read_oct) # even a single slice is x.vol#0
 READERS = {'.vol': read_vol, '.e2e': read_e2e, '.img': read_img, '.fda': read_topcon, '.fds': read_topcon}
 READERS |= {'.oct': read_oct, '.npy': read_npy, '.npz': read_npz, '.mat': read_mat} | dict.fromkeys(DICOM, read_dicom)
 READERS |= dict.fromkeys(('.h5', '.hdf5'), read_hdf5) | dict.fromkeys(('.mhd', '.mha'), read_mhd)

@@ -27,13 +27,13 @@ class Scan:
     "One B-scan: `name`, and `image()`"
     __slots__ = ('name', 'holder', 'at', 'error')
     def __init__(self, name:str, holder=None, at=None, error:Exception|None=None):
-        "Its image is `holder.image(at)`; without a holder, the file `name`; `error`: why there is none, where known"
+        "Its image is `holder.image(at)`; without a holder, the file `name`; `error`: why there is none, if known"
         self.name,self.holder = printable(name),holder
-        self.at = at if holder or self.name == name else name # so that a path is held once
+        self.at = at if holder or self.name == name else name # so that a path is stored once
         self.error = error and as_error(error)
 
     def image(self):
-        "A path, bytes or greys (H, W), for `prepare`; raises `OctError` where it can't be read"
+        "A path, bytes or greys (H, W), for `prepare`; raises `OctError` if it can't be read"
         if self.error: raise OctError(*self.error.args)
         try: return self.holder.image(self.at) if self.holder else check_file(self.at or self.name)
         except Exception as e: raise as_error(e) from None
@@ -42,12 +42,12 @@ class Scan:
 
 # %% ../../nbs/api/inference/inputs.ipynb #b42f0ffb
 class RecentlyOpened:
-    "What the last few things gave when they were opened, the older ones are let go of; threads may share it"
+    "Keeps the content of the last few things opened; safe for threads"
     def __init__(self, room:int=2): self.room,self.lock,self.contents = room,threading.Lock(),{}
     def __reduce__(self): return RecentlyOpened, (self.room,)
 
     def content(self, o):
-        "What `o.open()` gives, called by one thread while others wait"
+        "The result of `o.open()`, called by one thread while others wait"
         with o.lock:
             with self.lock: content = self.contents.pop(o, None)
             if content is None: content = o.open()
@@ -57,7 +57,7 @@ class RecentlyOpened:
         return content
 
 class Openable:
-    "What `open()` gives, shared as long as `recent` keeps it"
+    "The result of `open()`, shared as long as `recent` keeps it"
     def __init__(self, recent:RecentlyOpened, open): self.recent,self.open,self.lock = recent,open,threading.Lock()
     def __getstate__(self): return vars(self) | dict(lock=None)
     def __setstate__(self, d): vars(self).update(d, lock=threading.Lock())
@@ -69,7 +69,7 @@ class Volume(Openable):
 
 # %% ../../nbs/api/inference/inputs.ipynb #112e05b3
 def suffix(name:str)->str:
-    "Of a path or URL, in small letters"
+    "Suffix of a path or URL, in lower case"
     return '.nii.gz' if name.lower().endswith('.nii.gz') else ntpath.splitext(name)[1].lower()
 
 def open_zip(source)->zipfile.ZipFile:
@@ -78,7 +78,7 @@ def open_zip(source)->zipfile.ZipFile:
     except (zipfile.BadZipFile, UnicodeDecodeError): raise OctError('The zip file is damaged or cut short.') from None
 
 class Archive(Openable):
-    "A zip file, opened by `open_zip`: `image` gives the bytes of a member, `stream` reads on"
+    "A zip file, opened by `open_zip`: `image` gives the bytes of a member, `stream` a file object to read from"
     def stream(self, at:str): return self.opened().open(at)
     def image(self, at:str)->bytes:
         try: return self.opened().read(at)
@@ -95,9 +95,9 @@ def member_error(info:zipfile.ZipInfo)->OctError|None:
 
 # %% ../../nbs/api/inference/inputs.ipynb #2dc2f0c5
 def walk(folder):
-    "All files at any depth, in the order of their parts; a folder that can't be opened stands for itself"
+    "All files at any depth, ordered by the parts of their paths; a folder that can't be opened is listed itself"
     found,todo = [],[str(folder)]
-    for at in todo: # grows on the way, as recursion would end in folders a thousand deep
+    for at in todo: # grows during the loop, because recursion fails in folders a thousand deep
         try: entries = list(os.scandir(at))
         except OSError:
             found.append(at)
@@ -108,31 +108,31 @@ def walk(folder):
 
 # %% ../../nbs/api/inference/inputs.ipynb #e205db66
 def listed_paths(text:str):
-    "The paths that a CSV lists: column `path`, or the first one; '' for a line without one"
+    "The paths in a CSV: column `path`, or the first one; '' for a line without one"
     rows = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter(text))
     head = next(rows, None) or ['']
     titles = [o.strip().lower() for o in head]
     k = titles.index('path') if 'path' in titles else 0
-    if 'path' not in titles and any(c in titles[0] for c in './\\:'): yield head[0].strip() # a path, and no title
+    if 'path' not in titles and any(c in titles[0] for c in './\\:'): yield head[0].strip() # a path, not a title
     for r in rows:
         if any(o.strip() for o in r): yield r[k].strip() if len(r) > k else ''
 
 def as_on_disk(folder, row:str)->str:
-    "The path of a row of a list, in the slashes, letters or code page in which it is there; else as it stands"
+    "The path of a row of a list as it is on disk (slashes, Unicode form or code page); unchanged if it isn't there"
     windows = row.encode('utf-8', 'surrogateescape').decode('cp1252', 'replace')
     spellings = [f(o) for o in (row, windows) for f in (str, partial(normalize, 'NFC'), partial(normalize, 'NFD'))]
     spellings += [o.replace('\\', '/') for o in spellings]
     return str(Path(folder, next((o for o in spellings if os.path.lexists(Path(folder, o))), row)))
 
 MAX_LINES = 2_000_000 # of a list
-PROTOCOLS = ('http', 'https', 's3', 'gs', 'az') # of the addresses that are opened
+PROTOCOLS = ('http', 'https', 's3', 'gs', 'az') # of the URLs that are opened
 
 def first_line(e:Exception)->str:
-    "What a library says, short enough to be shown"
+    "The first line of a library's error message, short enough to show"
     return one_line(str(e).partition('\n')[0] or type(e).__name__)[:200]
 
 def file_system(at:str)->tuple:
-    "What fsspec opens a path or an address by, and the path in it; raises `OctError`"
+    "The fsspec file system of a path or URL, and the path in it; raises `OctError`"
     try:
         import fsspec
         return fsspec.core.url_to_fs(at) if '://' in at else (fsspec.filesystem('file'), at)
@@ -141,7 +141,7 @@ def file_system(at:str)->tuple:
 FRAMES = 'The picture has several frames: copy it to a folder, where each of them is read.'
 
 class Bucket:
-    "What fsspec reaches at an address: a file, a folder or a pattern"
+    "A file, a folder or a pattern that fsspec reaches at a URL"
     def __init__(self, url:str):
         if '::' in url or url.partition('://')[0].lower() not in PROTOCOLS: # the others run code, or chain protocols
             raise OctError(f"This address is not opened: give a path, or a URL of {', '.join(PROTOCOLS)} without '::'.")
@@ -171,10 +171,10 @@ class Bucket:
         except Exception as e: raise OctError(f"{self.url(self.root)} can't be listed ({first_line(e)}).") from None
 
 PICTURE = re.compile(rb'\xff\xd8\xff|\x89PNG|II[*+]\0|MM\0[*+]|GIF8|BM.{4}\0{4}|RIFF.{4}WEBP|P[1-6f]\s+[\d#]'
-    rb'|\0{3}\x0cjP|\xff\x4f\xff\x51|\(\0{3}.{8}\x01\0', re.S) # how the files begin that Pillow reads for training
+    rb'|\0{3}\x0cjP|\xff\x4f\xff\x51|\(\0{3}.{8}\x01\0', re.S) # first bytes of the files that Pillow reads for training
 
 def ending(source, name:str)->str:
-    "By which a file is read: that of its name where it is known, else what its first bytes are; '' for no scan"
+    "The suffix by which a file is read: its own if known, else one for its first bytes; '' if it is no scan"
     x = suffix(name)
     if x in (*IMAGES, *READERS, '.zip', '.csv'): return x
     try:
@@ -185,14 +185,14 @@ def ending(source, name:str)->str:
     return '.tif' if PICTURE.match(head) else ''
 
 class Lister:
-    "Turns paths into scans that share what is open"
+    "Turns paths into scans that share open files"
     def __init__(self, root=None, lists:bool=True):
         self.root,self.lists = root,lists
         self.volumes,self.archives = RecentlyOpened(),RecentlyOpened()
-        self.exported = set() # pictures of XML exports: slices of these, and no scans of their own
+        self.exported = set() # pictures of XML exports: slices of these, not scans of their own
 
     def path(self, p):
-        "Scans that a person names by a path, a pattern or an address"
+        "Scans at a path, a pattern or a URL given by the user"
         text = os.fspath(p)
         if '://' in text or '::' in text and not os.path.exists(text): yield from self.bucket(text)
         else:
@@ -203,7 +203,7 @@ class Lister:
                     for f in walk(o): yield from self.file(f)
 
     def file(self, p:str, named:bool=False)->list:
-        "Scans in a file; of one that is not `named` but found, none where its suffix is not known"
+        "Scans in a file; none if its suffix is unknown and it was found in a folder, not `named` by the user"
         if os.path.isdir(p):
             return [Scan(p, error=OctError("The folder can't be opened."))] if named or not suffix(p) else []
         source = DiskFile(p)
@@ -213,20 +213,20 @@ class Lister:
         return self.read(p, source, x) or [Scan(p)]*named
 
     def read(self, name:str, source, x:str)->list:
-        "Scans in a file that is read by the ending `x`"
+        "Scans in a file that is read as suffix `x`"
         if x == '.xml': return self.safely(self.xml, name, source)
         if x in READERS: return self.volume(name, source, READERS[x])
-        looked_at = x in PAGED and not (x == '.png' and isinstance(source.holder, Bucket)) # which would take a while
+        looked_at = x in PAGED and not (x == '.png' and isinstance(source.holder, Bucket)) # which would be slow
         if looked_at and has_pages(source): return self.volume(name, source, read_pages)
         return [Scan(name, source.holder, source.at)] if x in IMAGES else []
 
     def safely(self, f, name:str, source)->list:
-        "The scans that `f` finds; where it fails, one that says why"
+        "The scans that `f` finds; if it fails, one scan that says why"
         try: return list(f(name, source))
         except Exception as e: return [Scan(name, error=e)]
 
     def volume(self, name:str, source, reader)->list:
-        "One scan per slice, from 0; the only one keeps the plain name, unless it is of a device's volume"
+        "One scan per slice, from 0; a single slice keeps the plain name, unless it is from a device's volume"
         volume = Volume(self.volumes, partial(reader, source, name))
         try: n,frame = volume.opened()
         except Exception as e: return [Scan(name, error=e)]
@@ -250,7 +250,7 @@ class Lister:
         elif x in (*IMAGES, *READERS, '.zip') or x[1:].isdecimal(): yield Scan(name, error=error)
 
     def csv(self, name, source):
-        "Scans that a list names: each of its lines gives one at least"
+        "Scans in a list: each line gives at least one"
         if not self.lists: raise OctError('A list of paths is not read here: give the scans themselves.')
         with source.open() as f: text = f.read(MAX_FILE+1)
         check_bytes(len(text))
@@ -264,7 +264,7 @@ class Lister:
             else: yield Scan(f'{name}, entry {number}', error=OctError('This line names no path.'))
 
     def listed(self, p:str, line:tuple)->list:
-        "Scans of one line of a list, (what it names, folder of the list); raises `OctError` where it names none"
+        "Scans of one line (text, folder of the list) of a list; raises `OctError` if there are none"
         row,folder = line
         if suffix(row) == '.csv': raise OctError('A list within a list is not opened: name its files in this one.')
         if '://' in row or '::' in row: found = list(self.bucket(row))
@@ -288,7 +288,7 @@ class Lister:
 def scans_of(paths, root=None, lists:bool=True)->list:
     """Every `Scan` that paths, patterns or URLs name, each once, in a stable order; raises `OctError` if one names none
 
-    What a CSV lists must lie under `root` (None: its own folder); `lists=False`, for strangers' files, reads no CSV."""
+    Paths in a CSV must lie under `root` (None: its own folder); `lists=False`, for strangers' files, reads no CSV."""
     lister,scans = Lister(root, lists),{}
     for p in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
         found = list(lister.path(p))
@@ -299,30 +299,30 @@ def scans_of(paths, root=None, lists:bool=True)->list:
 # %% ../../nbs/api/inference/inputs.ipynb #c35983ff
 @lru_cache(8)
 def scans_in(file:str, size:int, date:int)->dict:
-    "The scans of a file by name; its size and date tell that it is still the same"
+    "The scans of a file by name; a new size or date means that the file has changed"
     return {o.name.removeprefix(printable(file)): o for o in Lister(lists=False).file(file, True)}
 
-def held_in(path)->tuple: # {what follows the name of the file in that of a scan: `Scan`}, what follows in `path`
-    "The scans of the file that a path names; raises `OSError` where it is not there"
+def held_in(path)->tuple: # {rest of a scan's name after the file name: `Scan`}, rest of `path` after the file
+    "The scans of the file that a path names; raises `OSError` if it does not exist"
     path,file = os.fspath(path),file_of(path)
     state = os.stat(file)
     return scans_in(file, state.st_size, state.st_mtime_ns), path[len(file):]
 
 def names_in(path)->list:
-    "What is to follow a path so that it names one scan: '#0', '#1' … of a file with several, '' where it does"
+    "What to append to a path to name one scan: '#0', '#1' … for a file with several, '' if it names one already"
     try: scans,frame = held_in(path)
     except OSError: return ['']
     return [''] if frame else [o for o in scans if o[:1] in ('', '#')] or ['']
 
 def image_in(path):
-    "What `prepare` takes of the frame that a path names, or None where its file is a plain picture; raises `OctError`"
+    "What `prepare` takes for the frame that a path names, or None for a plain picture file; raises `OctError`"
     scans,frame = held_in(path)
     if frame not in scans: raise OctError('The file holds no scan of that number.')
     return scans[frame].image() if scans[frame].holder or scans[frame].error else None
 
 # %% ../../nbs/api/inference/inputs.ipynb #053dfb51
 def by_volume(table:pd.DataFrame)->pd.DataFrame:
-    "A row per volume (slices are named `volume#3`) or plain scan: its worst slice, and counts and mean over all slices"
+    "A row per volume (slices are named `volume#3`) or plain scan: its worst slice, counts and mean over all slices"
     name = table.path.astype(str).str.extract(r'^(.*)#(\d{1,9})$')
     p = [c for c in table if c.startswith('p_')]
     urgent = table[[c for c in p if c[2:] in URGENT]].sum(axis=1).where(table[p].notna().all(axis=1))

@@ -1,4 +1,4 @@
-"""A bundle and a pile of files, some of them broken and some no scans at all, to a table with one row each
+"""From a bundle and a pile of files, some broken and some not scans at all, to a table with one row each
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/model.html.md"""
 
@@ -31,10 +31,10 @@ def cores()->int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 class OnnxEngine:
-    "A network in ONNX Runtime; raises `OctError` where the file is not what the config says"
+    "A network in ONNX Runtime; raises `OctError` if the file does not match the config"
     bs = 4
     def __init__(self, bundle, config, int8=False, threads=None):
-        onnx_runtime() # or there is nothing to load it with
+        onnx_runtime() # raises if nothing can load it
         path = Path(bundle)/('model.int8.onnx' if int8 else 'model.onnx')
         intact(bundle, config, *([path.name] if int8 else [path.name, 'model.onnx.data']))
         self.int8,self.lanes = int8,threads or cores()
@@ -62,7 +62,7 @@ class OnnxEngine:
         return [*self.session.run(['logits'], dict(pixels=px)), None]
 
 class TorchEngine:
-    "A network in PyTorch, on a GPU in the precision that trained it"
+    "A network in PyTorch, on a GPU in the precision that it was trained in"
     int8,lanes,bs = False,1,16
     def __init__(self, net, device=None, precision='fp32'):
         import torch
@@ -83,28 +83,28 @@ class TorchEngine:
 
 # %% ../../nbs/api/inference/model.ipynb #04041a8b
 class NamedScan(NamedTuple):
-    "A scan that is at hand under a name"
+    "A scan in memory, with a name"
     name:str
     source:object # path, bytes, PIL image or array
     def image(self): return self.source
 
 class PreparedScan(NamedTuple):
-    "A scan prepared, or why it could not be"
+    "A prepared scan, or why it could not be prepared"
     name:str
     pixels:np.ndarray|None=None
     traits:np.ndarray|None=None
-    whole:bool=False # seen whole though another view was asked for
+    whole:bool=False # seen whole though another view was requested
     why:str=''
 
 def is_one(images)->bool:
-    "Is this one thing to look at: a path, bytes, a picture, an array (H, W) or (H, W, 1, 3 or 4)? Else a sequence"
+    "Is this a single image: a path, bytes, a picture, an array (H, W) or (H, W, 1, 3 or 4)? If not, it is a sequence"
     shape = getattr(images, 'shape', ())
     array = len(shape) == 2 or len(shape) == 3 and shape[2] in (1, 3, 4)
     return array or isinstance(images, (str, os.PathLike, bytes, Image.Image)) or hasattr(images, 'image')
 
 def as_scans(images, names=None)->list:
-    """What has `name` and `image()`: for paths, each of which may hold many scans, bytes, PIL images, arrays, tensors,
-    scans, or one of these; a path to nothing is a scan that says so; with `names`, one for each of `images`"""
+    """Objects with `name` and `image()` for paths (each may hold many scans), bytes, PIL images, arrays, tensors or
+    scans, or for one of these; a path to nothing becomes a scan that says so; `names`: one for each of `images`"""
     images = [images] if is_one(images) else list(images)
     if names is not None: return [NamedScan(printable(n), o) for n,o in zip(names, images, strict=True)]
     scans = []
@@ -120,9 +120,9 @@ class OctModel:
     "A network with all that is needed to use it: `classes`, `config`"
     def __init__(self,
         net, # from `network` or `train`, or an `OnnxEngine`
-        config:dict, # of the bundle; what is left out is as in `DEFAULTS`
-        device=None, # of PyTorch; None: the GPU where there is one
-        inputs:dict|None=None, # arrays of `ood.fit_inputs`
+        config:dict, # of the bundle; missing entries are as in `DEFAULTS`
+        device=None, # of PyTorch; None: the GPU if there is one
+        inputs:dict|None=None, # arrays from `ood.fit_inputs`
     ):
         self.config,self.classes,self.inputs = DEFAULTS | upgraded(config),tuple(config['classes']),inputs
         if inputs: check_inputs(inputs)
@@ -132,12 +132,12 @@ class OctModel:
     @classmethod
     def load(cls,
         bundle, # folder
-        engine:str|None=None, # 'torch' or 'onnx'; None: ONNX Runtime where it can, unless a GPU or `device` is there
+        engine:str|None=None, # 'torch' or 'onnx'; None: ONNX Runtime if it can, unless a GPU or `device` is there
         device=None, # of PyTorch
-        int8:bool=False, # the network in eight bits, by ONNX Runtime
+        int8:bool=False, # use the 8-bit network, with ONNX Runtime
         threads:int|None=None, # batches that ONNX Runtime works on at a time; None: one per core
     ):
-        "Load a bundle; no code in it is run, and what is damaged is refused with an `OctError`"
+        "Load a bundle, running no code from it; raises `OctError` if it is damaged"
         config = load_config(bundle)
         extra = unlisted(bundle, config)
         if extra: say(f'{bundle} holds files that its config.json does not list; not read: {", ".join(extra[:3])}.')
@@ -161,7 +161,7 @@ class OctModel:
         return z, f
 
     def in_batches(self, f, pixels, bs):
-        "Arrays that `f` makes of `bs` scans each"
+        "Arrays from `f` applied to `bs` scans at a time"
         starts,lanes = range(0, len(pixels), bs),self.run.lanes
         made = ahead(lambda i: f(pixels[i:i+bs]), starts, lanes, lanes+1)
         return list(progress(made, len(starts), 'Predicting'))
@@ -172,11 +172,11 @@ class OctModel:
         return np.concatenate([none, *self.in_batches(lambda b: self.batch_output(b, False)[0], pixels, bs)])
 
     def features(self, pixels:np.ndarray, bs:int=32)->np.ndarray:
-        "What the head reads: features (N, F) of prepared pixels (N, H, W) uint8, at least one, in batches of `bs`"
+        "Input of the head: features (N, F) of prepared pixels (N, H, W) uint8, at least one, in batches of `bs`"
         return np.concatenate(self.in_batches(lambda b: self.run(b)[1], pixels, bs))
 
     def calibrated(self, logits:np.ndarray)->np.ndarray:
-        "Probabilities (N, K) of logits (N, K), by the temperature in `config`"
+        "Probabilities (N, K) of logits (N, K), with the temperature in `config`"
         z = np.asarray(logits, np.float64)/self.config['temperature']
         e = np.exp(z-z.max(1, keepdims=True, initial=-np.inf))
         return e/e.sum(1, keepdims=True)
@@ -191,18 +191,18 @@ class OctModel:
 
 # %% ../../nbs/api/inference/model.ipynb #757dc7f3
 def label_of(name:str, classes)->str:
-    "The class folder that a path lies in, or what its scan name says; '' where neither does"
+    "The class folder that a path lies in, or the class in its scan name; '' if neither is known"
     parent,parts = class_word(Path(name).parent.name),scan_name(name, classes)
     if parent in classes: return parent
     return parts.label if parts and parts.label in classes else ''
 
 def prediction_table(
     names, # N names or paths
-    p:np.ndarray, # (N, K); rows of nan where there is no answer
+    p:np.ndarray, # (N, K); rows of nan if there is no answer
     classes, # names, in the order of the columns of `p`
-    thresholds:dict, # 'urgent': of CNV and DME together; 'confidence': least to answer at
+    thresholds:dict, # 'urgent': CNV and DME together; 'confidence': the least to answer at
     whys=None, # N sentences
-    force:bool=False, # name a class where there are probabilities, though `abstain` and `why` advise against it
+    force:bool=False, # name a class wherever there are probabilities, even if `abstain` and `why` advise against it
 )->pd.DataFrame: # path, label, patient, p_<class>, predicted, confidence, urgent, abstain, why
     "Probabilities as a prediction table"
     p,classes = np.reshape(p, (-1, len(classes))),np.array(classes)
@@ -213,7 +213,7 @@ def prediction_table(
     for i in np.flatnonzero(unsure & (whys == '')):
         first,second = (f'{classes[k]} ({p[i,k]:.0%})' for k in np.argsort(p[i])[::-1][:2])
         whys[i] = f'The model is torn between {first} and {second}.'
-    scans = [re.sub(r'#\d+$', '', n) for n in names] # without the numbers of slices
+    scans = [re.sub(r'#\d+$', '', n) for n in names] # without slice numbers
     return pd.DataFrame(dict(
         path=pd.array(list(names), dtype=object), label=[label_of(o, classes) for o in scans],
         patient=pd.array([patient(o, classes) for o in scans], dtype='Int64'),
@@ -227,7 +227,7 @@ def prediction_table(
 # %% ../../nbs/api/inference/model.ipynb #887d318e
 @patch
 def ready(self:OctModel, scan, look:bool=True)->PreparedScan:
-    "An object with `name` and `image()`, prepared, with its traits where `look`; or why it could not be"
+    "Prepare an object with `name` and `image()`, with its traits if `look`; or say why it can't be prepared"
     try:
         px,where = placed(scan.image(), self.config['size'], self.config['view'])
         return PreparedScan(scan.name, px, traits(px, where) if look else None, where.view != self.config['view'])
@@ -236,12 +236,12 @@ def ready(self:OctModel, scan, look:bool=True)->PreparedScan:
 
 @patch
 def answers(self:OctModel, batch, abstain:bool=True, force:bool=False)->tuple:
-    "Of n prepared scans, probabilities (n, K), nan where there is no answer, and n sentences why not"
+    "Probabilities (n, K) of n prepared scans, nan if there is no answer, and n sentences why not"
     p,whys = np.full((len(batch), len(self.classes)), np.nan),np.array([o.why for o in batch], object)
     good = [i for i,o in enumerate(batch) if o.pixels is not None]
     if not good: return p, whys
     guarded = bool(abstain and self.inputs)
-    wants_features = guarded and 'features' in self.inputs and not self.run.int8 # features in eight bits are others
+    wants_features = guarded and 'features' in self.inputs and not self.run.int8 # features in 8 bits differ
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
     if guarded: whys[good] = doubts(self.inputs, np.stack([batch[i].traits for i in good]), f)
     p[good] = self.calibrated(z)
@@ -255,10 +255,10 @@ def stream(self:OctModel,
     block:int=1024, # rows of each table
     bs:int|None=None, # scans per batch; None: what suits the engine
     workers:int|None=None, # threads that decode; None: one per core
-    abstain:bool=True, # from what is no scan
-    force:bool=False, # give probabilities and a class all the same, beside the reason
+    abstain:bool=True, # abstain from pictures that are not scans
+    force:bool=False, # give probabilities and a class anyway, beside the reason
 ): # iterator of prediction tables
-    "Prediction tables of `block` rows each, of any number of scans in little memory"
+    "Prediction tables of `block` rows each, for any number of scans in little memory"
     workers,bs,lanes = workers or cores(),bs or self.run.bs,self.run.lanes
     look = bool(abstain and self.inputs)
     ready = ahead(lambda scan: self.ready(scan, look), scans, workers, 2*bs*lanes+workers)
@@ -273,7 +273,7 @@ def stream(self:OctModel,
 
 @patch
 def predict(self:OctModel, images, names=None, **kwargs)->pd.DataFrame:
-    "The prediction table of what `as_scans` takes, by options of `stream`; what can't be answered says why in its row"
+    "Prediction table of what `as_scans` takes, with options of `stream`; a row without an answer says why"
     scans,parts = as_scans(images, names),[]
     with progress(total=len(scans), desc='Predicting') as bar:
         for t in self.stream(scans, **kwargs):
@@ -283,13 +283,13 @@ def predict(self:OctModel, images, names=None, **kwargs)->pd.DataFrame:
 
 # %% ../../nbs/api/inference/model.ipynb #b4248b2d
 def training_looks(
-    model:OctModel, # whose features are to be guarded
-    scans, # of training and validation, with `name` and `image()`; at least 1000 are looked at, drawn at random
-    patients=None, # (N,) of each; None: each scan one by itself
+    model:OctModel, # whose features are used
+    scans, # of training and validation, with `name` and `image()`; 1000, or `lookalikes` if more, are drawn at random
+    patients=None, # (N,) patient of each; None: each scan is its own patient
     labels=None, # (N,) indices into the classes, for look-alikes
-    lookalikes:int=0, # how many training scans are kept as thumbnails, for everybody who gets the bundle to see
-)->tuple: # arrays of `fit_inputs` and of `neighbour_arrays`, or None
-    "What the training scans look like; says so where they are too few to learn it from"
+    lookalikes:int=0, # number of training scans to keep as thumbnails, visible to everybody who gets the bundle
+)->tuple: # arrays from `fit_inputs` and from `neighbour_arrays`, or None
+    "Learn what the training scans look like; says so if they are too few for it"
     at = np.sort(np.random.default_rng(0).permutation(len(scans))[:max(1000, lookalikes)])
     prepared = list(ahead(model.ready, [scans[i] for i in at], cores(), 64))
     at,prepared = at[[not o.why for o in prepared]],[o for o in prepared if not o.why]
@@ -299,13 +299,13 @@ def training_looks(
     except OctError as e: say(f"The bundle can't tell what is no scan: {e}")
     if lookalikes and len(px):
         n = min(lookalikes, len(px))
-        k = np.unique(np.linspace(0, len(px)-1, n).astype(int)) # evenly, as scans lie class by class
+        k = np.unique(np.linspace(0, len(px)-1, n).astype(int)) # evenly, because scans lie class by class
         near = neighbour_arrays(f[k], [thumbnail(px[i]) for i in k], np.asarray(labels)[at[k]])
     return inputs, near
 
 # %% ../../nbs/api/inference/model.ipynb #149e0aa5
 def quantise(bundle, data, scans:int=128)->dict: # `accuracy`, `accuracy_int8`, and `same`, the share of equal answers
-    "Write `model.int8.onnx` by `scans` training scans in `data`, measure its cost; raises `OctError` where scans lack"
+    "Write `model.int8.onnx` from `scans` training scans in `data`, measure its cost; raises `OctError` if scans lack"
     from oct_classify.data.scans import find_scans, scan_source
     from oct_classify.evaluation.bootstrap import share
     c,source = load_config(bundle),scan_source(data)

@@ -1,4 +1,4 @@
-"""The network for ONNX Runtime: twice as fast on a CPU, no PyTorch needed; and in eight bits
+"""The network for ONNX Runtime: twice as fast on a CPU, no PyTorch needed, and optionally in 8 bits
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/onnx.html.md"""
 
@@ -21,7 +21,7 @@ from ..data.prepare import as_size
 # %% ../../nbs/api/inference/onnx.ipynb #a9a346a6
 @contextlib.contextmanager
 def exporter_silenced():
-    "Without the exporter's own remarks, which are meant for its developers"
+    "Silence the exporter's remarks, which are meant for its developers"
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(action='ignore'), contextlib.redirect_stdout(io.StringIO()):
@@ -43,7 +43,7 @@ def onnx_graph(net, size):
         dynamic_shapes=dict(x={0: torch.export.Dim('n')})).model_proto)
 
 def without_remarks(message):
-    "An ONNX message, such as a model, without what its maker's machine left in it: traces with the paths of files"
+    "An ONNX message, such as a model, without the file paths and traces of the machine that made it"
     for field,value in message.ListFields():
         if field.name in ('metadata_props', 'doc_string'): message.ClearField(field.name)
         elif field.message_type: # one, or several
@@ -51,7 +51,7 @@ def without_remarks(message):
     return message
 
 def write_onnx(net, folder, size):
-    "Write `model.onnx` and `model.onnx.data`, for scans of `size` in pixels; raises `OctError` where it can't be done"
+    "Write `model.onnx` and `model.onnx.data`, for scans of `size` in pixels; raises `OctError` if that fails"
     if not all(importlib.util.find_spec(o) for o in ('onnx', 'onnxscript')):
         raise OctError("Writing ONNX needs further packages: pip install 'oct_classify[onnx]'.")
     import onnx
@@ -61,13 +61,13 @@ def write_onnx(net, folder, size):
             raise OctError(f"This network can't be written as ONNX ({type(e).__name__}): use --engine torch.") from None
         onnx.save(graph, Path(folder)/'model.onnx', save_as_external_data=True, location='model.onnx.data',
                   size_threshold=1024)
-        shutil.copymode(Path(folder)/'model.onnx', Path(folder)/'model.onnx.data') # onnx keeps it for its owner
+        shutil.copymode(Path(folder)/'model.onnx', Path(folder)/'model.onnx.data') # onnx lets only its owner read it
     strange = strange_parts(Path(folder)/'model.onnx')
     if strange: raise OctError(f"This network can't be written as ONNX ({strange}): use --engine torch.")
 
 # %% ../../nbs/api/inference/onnx.ipynb #0781a323
 def onnx_runtime():
-    "The module onnxruntime, with its telemetry switched off; raises `OctError` where it is not installed"
+    "The module onnxruntime, with its telemetry switched off; raises `OctError` if it is not installed"
     if not importlib.util.find_spec('onnxruntime'):
         raise OctError("ONNX Runtime is not installed: pip install 'oct_classify[onnx]'.")
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1') # is read once, at the first import
@@ -88,7 +88,7 @@ OPERATORS = frozenset('''
 MAX_GRAPH,MAX_INT8,MAX_NODES = 2**24,10**9,20_000 # bytes of model.onnx, of model.int8.onnx; operations
 
 def nested(message:bytes, *path:int)->list:
-    "What lies under a path of field numbers in a message of protobuf, whose kind need not be known"
+    "The parts under a path of field numbers in a protobuf message of any type"
     from google.protobuf.empty_pb2 import Empty
     from google.protobuf.unknown_fields import UnknownFieldSet
     if not path: return [message]
@@ -96,7 +96,7 @@ def nested(message:bytes, *path:int)->list:
     return [v for o in fields if o.field_number == path[0] for v in nested(o.data, *path[1:])]
 
 def strange_parts(path)->str:
-    "What a file of ONNX holds that no network here has, in a few words; '' where it is as it should be"
+    "What an ONNX file contains that no network here has, in a few words; '' if it is as it should be"
     most = MAX_INT8 if '.int8.' in Path(path).name else MAX_GRAPH
     if Path(path).stat().st_size > most: return f'more than {amount(most)}'
     model = Path(path).read_bytes()
@@ -113,13 +113,13 @@ def strange_parts(path)->str:
     return 'loops, functions or files of its own' if inner or own or others else ''
 
 def most_memory()->int:
-    "Bytes that a bundle may ask for: three quarters of the machine's memory, or of the container's"
+    "Bytes that a bundle may use: three quarters of the memory of the machine or container"
     most = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else 2**33
     with contextlib.suppress(OSError, ValueError): most = min(most, int(Path('/sys/fs/cgroup/memory.max').read_text()))
     return most*3//4
 
 def open_graph(path):
-    "A session of ONNX Runtime, on one thread per call; raises `OctError` where the file holds what no network here has"
+    "A session of ONNX Runtime, one thread per call; raises `OctError` if the file has parts that no network here has"
     strange = strange_parts(path)
     if strange: raise OctError(f'{path} holds {strange}: get the bundle again.')
     runtime = onnx_runtime()
@@ -128,12 +128,12 @@ def open_graph(path):
     options = runtime.SessionOptions()
     options.log_severity_level,options.intra_op_num_threads = 4,1
     options.add_session_config_entry('session.use_env_allocators', '1')
-    with contextlib.redirect_stdout(io.StringIO()): # it prints what it makes of damaged files
+    with contextlib.redirect_stdout(io.StringIO()): # it prints remarks on damaged files
         return runtime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'],
             disabled_optimizers=['ConstantFolding'])
 
 def try_graph(session, size, seconds:float=30):
-    "Answer a blank scan; raises whatever ONNX Runtime does, also where it takes longer"
+    "Answer a blank scan; raises what ONNX Runtime raises, also if it takes longer"
     options = onnx_runtime().RunOptions()
     timer = threading.Timer(seconds, setattr, (options, 'terminate', True))
     timer.start()
@@ -141,10 +141,10 @@ def try_graph(session, size, seconds:float=30):
     finally: timer.cancel()
 
 # %% ../../nbs/api/inference/onnx.ipynb #362b0494
-BODY = ['Conv', 'Add', 'Clip', 'Relu', 'MaxPool', 'Mul', 'MatMul'] # written in eight bits; the head stays as it is
+BODY = ['Conv', 'Add', 'Clip', 'Relu', 'MaxPool', 'Mul', 'MatMul'] # converted to 8 bits; the head stays in floats
 
 def calibration_reader(pixels):
-    "Prepared scans (N, H, W) uint8 as ONNX Runtime wants them for a quantisation, in batches of 8"
+    "Prepared scans (N, H, W) uint8 in the form that ONNX Runtime needs for quantisation, in batches of 8"
     from onnxruntime.quantization import CalibrationDataReader
     class Reader(CalibrationDataReader):
         batches = iter(np.array_split(pixels, -(-len(pixels)//8)))
@@ -154,7 +154,7 @@ def calibration_reader(pixels):
     return Reader()
 
 def write_int8(model, folder, pixels:np.ndarray):
-    "Write `model.int8.onnx` of a `model.onnx`, from what flows through it on prepared training scans (N, H, W) uint8"
+    "Write `model.int8.onnx` from a `model.onnx`, with value ranges from prepared training scans (N, H, W) uint8"
     import onnx
     onnx_runtime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static

@@ -1,4 +1,4 @@
-"""When a model should not answer, and how it says so
+"""When a model should decline to answer, and how it says so
 
 Docs: https://oct-classify.github.io/oct_classify/api/inference/ood.html.md"""
 
@@ -21,16 +21,16 @@ from ..core import *
 from ..data.prepare import *
 
 # %% ../../nbs/api/inference/ood.ipynb #eaf02fa5
-DEPTHS = np.arange(-.42, .161, .02) # shares of the scan's height, from the RPE's lower edge down
+DEPTHS = np.arange(-.42, .161, .02) # fractions of the scan's height, from the RPE's lower edge down
 NEAR_DEPTHS = np.arange(-.05, .051, .01)
-GROUPS = dict(retina=7, span=1, depth=30, uneven=20, near=22, steps=9, lines=7, grain=6) # traits of each group
+GROUPS = dict(retina=7, span=1, depth=30, uneven=20, near=22, steps=9, lines=7, grain=6) # traits in each group
 N_TRAITS = sum(GROUPS.values())
 SLICES = {k: slice(int(e-n), int(e)) for (k,n),e in zip(GROUPS.items(), np.cumsum(list(GROUPS.values())))}
 HEIGHT,WIDTH = 96,48 # of the small copy that is read
 POWERS = np.vander(2*(np.arange(WIDTH)+.5)/WIDTH-1, 3).T.astype(np.float32) # x*x, x and 1 across it
 
 def log_of(a):
-    "Logarithm that 0 does not break"
+    "Logarithm that accepts 0"
     return np.log(np.asarray(a)+.01)
 
 def row_steps(a, by=1):
@@ -46,7 +46,7 @@ def brightness_by_depth(small, retina, placement)->tuple:
     return levels[:len(DEPTHS)], levels[len(DEPTHS):]
 
 def line_traits(small, levels, span):
-    "How much columns vary, which way edges run, and how well single columns resemble the mean one"
+    "How much columns vary, the directions of edges, and how well single columns resemble the mean one"
     dx,dy = small[:,1:]-small[:,:-1],small[1:]-small[:-1]
     gx,gy = np.abs(dx).mean(),np.abs(dy).mean()
     c = levels-levels.mean(0)
@@ -62,9 +62,9 @@ def grain_traits(px, span):
     return log_of(np.array([row_steps(o, k).mean() for o in (along, across) for k in (1, 2, 4)])/span)
 
 def traits(px:np.ndarray, placement:Placement)->np.ndarray:
-    "What `placed` gave as (N_TRAITS,) float32 that tell whether it is a B-scan; nan where it is too small for a retina"
+    "The (N_TRAITS,) float32 traits of the result of `placed`; nan if it is too small for a retina"
     r = placement.retina
-    if r is None and min(placement.shape) >= 60: # of the view 'whole', for which nobody has looked yet
+    if r is None and min(placement.shape) >= 60: # of the view 'whole', in which nothing has been searched for yet
         r = find_retina(px if min(px.shape) >= 60 else np.asarray(Image.fromarray(px).resize((96, 192))))
     if r is None: return np.full(N_TRAITS, np.nan, np.float32)
     small = np.asarray(Image.fromarray(px).resize((WIDTH, HEIGHT), Image.BOX), np.float32)/255
@@ -83,12 +83,12 @@ def traits(px:np.ndarray, placement:Placement)->np.ndarray:
         grain_traits(px, span)]).astype(np.float32)
 
 # %% ../../nbs/api/inference/ood.ipynb #76fde158
-N_KNOTS = 33 # values by which the distribution of each trait is kept
-N_RANKS = 201 # quantiles that are kept of the distances
+N_KNOTS = 33 # values that describe the distribution of each trait
+N_RANKS = 201 # stored quantiles of the distances
 KNOT_SCORES = np.array([NormalDist().inv_cdf((i+.5)/N_KNOTS) for i in range(N_KNOTS)])
 
 def normal_scores(knots, traits)->np.ndarray:
-    "Where traits (N, T) lie among quantiles (N_KNOTS, T), as normal scores; straight on beyond the outermost knots"
+    "Ranks of traits (N, T) among quantiles (N_KNOTS, T), as normal scores; straight on beyond the outermost knots"
     inner = np.stack([np.interp(t, k, KNOT_SCORES) for t,k in zip(traits.T, knots.T)], 1)
     wide = np.maximum((knots[-2]-knots[1])/(KNOT_SCORES[-2]-KNOT_SCORES[1]), .005)
     beyond = np.clip(traits-knots[-1], 0, None)-np.clip(knots[0]-traits, 0, None)
@@ -120,18 +120,18 @@ def fit_features(f)->dict:
     return dict(mean=mean, axes=randomized_svd(u-mean, n, n_iter=7, random_state=0)[2])
 
 def features_distance(fitted, f)->np.ndarray:
-    "Length of what the principal directions leave of features of length one (N,)"
+    "Length (N,) of the part of features of length one that lies outside the principal directions"
     u = unit_length(f.astype(np.float32))-fitted['mean']
     return np.linalg.norm(u-(u@fitted['axes'].T)@fitted['axes'], axis=1)
 
 # %% ../../nbs/api/inference/ood.ipynb #38a87731
 def distance_limit(d, refuse)->float:
-    "The distance that a share `refuse` of new scans exceeds; 1.5 times the largest where that is less than one scan"
+    "The distance that a share `refuse` of new scans exceeds; 1.5 times the largest if that is less than one scan"
     k = int(np.ceil((len(d)+1)*(1-refuse)))
-    return max(.01, float(np.sort(d)[k-1] if k <= len(d) else 1.5*d.max())) # below .01 there is rounding only
+    return max(.01, float(np.sort(d)[k-1] if k <= len(d) else 1.5*d.max())) # below .01 there are only rounding errors
 
 def out_of_fold(fit, distance, x, groups)->np.ndarray:
-    "The distance of each row of `x` from what was fitted without its patient"
+    "The distance of each row of `x` from a fit without its patient"
     from sklearn.model_selection import GroupKFold
     d = np.zeros(len(x))
     for train,test in GroupKFold(min(10, len(np.unique(groups)))).split(x, groups=groups):
@@ -140,11 +140,11 @@ def out_of_fold(fit, distance, x, groups)->np.ndarray:
 
 def fit_inputs(
     traits:np.ndarray, # (N, N_TRAITS) of training and validation scans; rows of nan are left out
-    features:np.ndarray|None=None, # (N, F) of the same scans by the network to be guarded; None: traits alone
-    groups=None, # (N,) patients; None: each scan is one by itself
-    refuse:float=.0125, # share of such scans that may be refused, in all
-)->dict: # float32 arrays to store as inputs.safetensors; 'features' is among them where features were given
-    "What the training scans look like, and how far from them is too far; raises `OctError` where there are too few"
+    features:np.ndarray|None=None, # (N, F) of the same scans from the network to be guarded; None: only traits
+    groups=None, # (N,) patients; None: each scan is its own patient
+    refuse:float=.0125, # share of training-like scans that may be refused, in all
+)->dict: # float32 arrays for inputs.safetensors; with 'features' if features were given
+    "What the training scans look like, and how far from them is too far; raises `OctError` if there are too few"
     ok = np.isfinite(traits).all(1)
     if features is not None: ok &= np.isfinite(features).all(1)
     who = np.unique(np.arange(len(traits)) if groups is None else np.asarray(groups), return_inverse=True)[1][ok]
@@ -165,7 +165,7 @@ NOT_A_SCAN = 'This does not look like a retinal B-scan: '
 TOO_SMALL = 'The picture is too small to find a retina in: give the scan as exported, at least 60 pixels on each side.'
 
 def best_correlation(profile, like)->float:
-    "Best correlation of two profiles over shifts that leave two thirds of them"
+    "Best correlation of two profiles over shifts that keep two thirds of them"
     n,most = len(profile),len(profile)//3
     shifted = [(profile[max(0, k):n+min(0, k)], like[max(0, -k):n-max(0, k)]) for k in range(-most, most+1)]
     return max(np.corrcoef(a, b)[0,1] for a,b in shifted)
@@ -178,7 +178,7 @@ def upside_down(t, knots)->bool:
     return down > .85 and down > up+.02
 
 def distances(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np.ndarray:
-    "(N, 2) by traits and by features; 1 is the limit, nan not known; raises `OctError` for features of another network"
+    "(N, 2) by traits and by features; 1 is the limit, nan unknown; raises `OctError` for features of another network"
     out = np.full((len(traits), 2), np.nan)
     ok = np.isfinite(traits).all(1)
     if ok.any(): out[ok,0] = traits_distance(inputs, np.clip(traits[ok], -1e6, 1e6))/inputs['traits_limit'][0]
@@ -190,7 +190,7 @@ def distances(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np
     return out
 
 def doubt(t, distance, inputs:dict)->str:
-    "Why a model should not answer a scan of traits (N_TRAITS,) at `distances` (2,); '' where nothing speaks against it"
+    "Why a model should not answer a scan with traits (N_TRAITS,) at `distances` (2,); '' if there is no reason"
     if not np.isfinite(t).all(): return TOO_SMALL
     contrast,light,vitreous,spread,c,b,a = (float(o) for o in t[SLICES['retina']])
     no_retina = Retina((a, b, c), contrast, light, vitreous, float(np.exp(spread)-.01)).doubt
@@ -210,12 +210,12 @@ def doubt(t, distance, inputs:dict)->str:
             'others (no B-scan, a poor one, or one of another device).')
 
 def doubts(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->list:
-    "N sentences of `doubt`, from what `distances` takes; raises `OctError` for features of another network"
+    "N sentences of `doubt`, for the input of `distances`; raises `OctError` for features of another network"
     return [doubt(t, d, inputs) for t,d in zip(traits, distances(inputs, traits, features))]
 
 # %% ../../nbs/api/inference/ood.ipynb #691f9721
 def fault_in(i:dict)->str:
-    "What is wrong with arrays of `fit_inputs`, in a few words; '' where nothing is"
+    "What is wrong with arrays from `fit_inputs`, in a few words; '' if nothing is"
     shapes = dict(n=(1,), knots=(N_KNOTS, N_TRAITS), centre=(N_TRAITS,), precision=(N_TRAITS, N_TRAITS),
                   traits=(N_RANKS,), traits_limit=(1,))
     if {'features', 'features_limit', 'mean', 'axes'} & set(i):
@@ -233,6 +233,6 @@ def fault_in(i:dict)->str:
     return '' if straight else 'axes are no directions'
 
 def check_inputs(inputs:dict):
-    "Raise `OctError` where `doubts` could not rely on these arrays"
+    "Raise `OctError` if `doubts` could not rely on these arrays"
     fault = fault_in(inputs)
     if fault: raise OctError(f"The bundle's inputs.safetensors can't be used ({fault}): get the bundle again.")

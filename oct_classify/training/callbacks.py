@@ -1,4 +1,4 @@
-"""What happens during a fastai training: half precision, what stays frozen, the history, and loggers
+"""Callbacks for fastai training: half precision, frozen parts, the history, and loggers
 
 Docs: https://oct-classify.github.io/oct_classify/api/training/callbacks.html.md"""
 
@@ -20,7 +20,7 @@ from .recipes import Options
 
 # %% ../../nbs/api/training/callbacks.ipynb #a877e75c
 def precision_for(net:nn.Module, device, wish:str='auto')->str: # 'fp32', 'bf16' or 'fp16'
-    "The precision that trains `net` fastest on `device`, unless one is wished for"
+    "The precision that trains `net` fastest on `device`, unless a `wish` is given"
     if wish != 'auto': return wish
     kind = torch.device(device).type
     if kind == 'cuda': return 'bf16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'fp16'
@@ -29,7 +29,7 @@ def precision_for(net:nn.Module, device, wish:str='auto')->str: # 'fp32', 'bf16'
     return 'bf16' if not depthwise and (able.get('avx512_bf16') or able.get('amx_bf16')) else 'fp32'
 
 def autocast(device, precision:str):
-    "torch's context for a precision, which for 'fp32' does nothing"
+    "torch's context for a precision, which does nothing for 'fp32'"
     dtype = torch.float16 if precision == 'fp16' else torch.bfloat16
     return torch.autocast(torch.device(device).type, dtype, enabled=precision != 'fp32')
 
@@ -42,21 +42,21 @@ class Precision(MixedPrecision):
         self.learn.scaler = torch.amp.GradScaler(self.dls.device.type, enabled=half == 'fp16')
 
     def leave(self):
-        "After an error in the network: leave the half precision that it happened in"
-        half = getattr(self, 'autocast', None) # None too after a fit that came to its end
+        "After an error in the network, leave the half precision in which it happened"
+        half = getattr(self, 'autocast', None) # None also after a fit that ran to its end
         if half and torch.is_autocast_enabled(half.device): half.__exit__(None, None, None)
 
 # %% ../../nbs/api/training/callbacks.ipynb #6dbe9e10
 class FixedStatistics(Callback):
-    "Batch-norm statistics of the body stay ImageNet's, and those of a head that only standardises as they were fitted"
+    "Batch-norm statistics of the body stay ImageNet's, and those of a head that only standardises stay as fitted"
     order = 12 # after fastai has wrapped the model for several processes
     def before_train(self):
-        "Put what keeps its statistics into evaluation mode"
+        "Put the layers that keep their statistics into evaluation mode"
         body,head = get_model(self.model)
         for m in (body, *(o for o in head.modules() if getattr(o, 'affine', True) is False)): m.eval()
 
 class FrozenStages(Callback):
-    "The first `stages` stages of a timm network stay as they are; raises `OctError` where there are not so many"
+    "Freezes the first `stages` stages of a timm network; raises `OctError` if there are not so many"
     def __init__(self, model, stages:int):
         info = getattr(model, 'feature_info', [])
         names = [o['module'] for o in getattr(info, 'info', info)]
@@ -65,7 +65,7 @@ class FrozenStages(Callback):
         self.last = model.get_submodule(names[stages-1])
 
     def before_fit(self):
-        "Cut the gradient behind the last frozen stage, so that none is computed"
+        "Cut the gradient behind the last frozen stage, so that none is computed there"
         self.hook = self.last.register_forward_hook(lambda m, x, y: y.detach())
 
     def after_fit(self):
@@ -74,7 +74,7 @@ class FrozenStages(Callback):
 
 # %% ../../nbs/api/training/callbacks.ipynb #8c83d436
 class History(Callback):
-    "One row per epoch, in a table and, where `file` is given, in a CSV file"
+    "One row per epoch, in a table and, if `file` is given, in a CSV file"
     order,remembered = 60,('rows',)
     def __init__(self, file=None): self.file,self.rows = file,[]
 
@@ -92,7 +92,7 @@ class History(Callback):
 
     def after_epoch(self):
         "Add the row of a finished epoch"
-        if len(self.recorder.log) < 4: return # a finished epoch that was skipped
+        if len(self.recorder.log) < 4: return # an epoch that was finished before, and skipped
         loss,valid,accuracy = map(float, self.recorder.log[1:4])
         seconds = time.time()-self.begun
         row = dict(epoch=self.epoch+1, train_loss=loss, valid_loss=valid, valid_accuracy=accuracy)
@@ -102,12 +102,12 @@ class History(Callback):
             f'validation accuracy {accuracy:.1%} ({seconds:.0f} s)')
 
 def in_notebook()->bool:
-    "Does a person watch this in a notebook?"
+    "Does this run in a notebook that somebody watches?"
     try: return any('ZMQ' in c.__name__ for c in type(get_ipython()).__mro__)
     except NameError: return False
 
 def callbacks(options:Options, net:nn.Module, dls:DataLoaders, random_start:bool=False)->list: # in no particular order
-    "What the options ask of fastai; raises `OctError` where the network has not so many stages to freeze"
+    "The fastai callbacks for the options; raises `OctError` if the network has too few stages to freeze"
     half = precision_for(net, dls.device, options.precision)
     cbs = [ProgressCallback()] if in_notebook() else []
     if options.fixed_bn or options.fixed_bn is None and not random_start: cbs.append(FixedStatistics())
@@ -117,7 +117,7 @@ def callbacks(options:Options, net:nn.Module, dls:DataLoaders, random_start:bool
 
 # %% ../../nbs/api/training/callbacks.ipynb #ca885584
 def wandb_logger(folder, info:dict):
-    "fastai's callback, with `info` on the training, as fastai's own search for it does not know our callbacks"
+    "fastai's callback, with `info` on the training, because fastai's own search does not know our callbacks"
     import wandb
     from fastai.callback.wandb import WandbCallback
     class WeightsAndBiases(WandbCallback):
@@ -138,7 +138,7 @@ def tensorboard_logger(folder, info:dict):
 LOGGERS = dict(tensorboard=tensorboard_logger, wandb=wandb_logger)
 
 def loggers(names, folder, info:dict)->list:
-    "Callbacks for some of `LOGGERS`, which write to `folder`; raises `OctError` where one is not installed"
+    "Callbacks for some of `LOGGERS`, which write to `folder`; raises `OctError` if one is not installed"
     try: return [LOGGERS[name](folder, info) for name in names]
     except KeyError as e: raise OctError(f'There is no logger {e}: choose tensorboard or wandb.') from None
     except ImportError as e: raise OctError(f'{e.name} is not installed: pip install {e.name}.') from None

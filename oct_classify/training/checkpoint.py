@@ -1,4 +1,4 @@
-"""Training that can be stopped at any moment, by anyone, and goes on as if nothing had happened
+"""Training that can be stopped at any moment and resumes as if nothing had happened
 
 Docs: https://oct-classify.github.io/oct_classify/api/training/checkpoint.html.md"""
 
@@ -24,7 +24,7 @@ def rng_state()->dict:
     return dict(python=random.getstate(), numpy=numpy, torch=torch.get_rng_state(), gpus=gpus)
 
 def set_rng_state(state:dict):
-    "Put the generators back to what `rng_state` gave"
+    "Restore the generators to the result of `rng_state`"
     name,keys,*rest = state['numpy']
     random.setstate(state['python'])
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -33,11 +33,11 @@ def set_rng_state(state:dict):
 
 # %% ../../nbs/api/training/checkpoint.ipynb #275bf376
 class Stopped(KeyboardInterrupt):
-    "Training was asked to stop, and its state is kept"
+    "Training was asked to stop, and its state is saved"
 
 @contextlib.contextmanager
 def stop_signals(again:float=2.): # seconds after which a second signal stops at once; launchers often send two
-    "Note SIGINT and SIGTERM instead of dying of them; gives a function that tells whether one has come"
+    "Note SIGINT and SIGTERM instead of stopping at once; gives a function that tells whether one has come"
     came = []
     def note(number, frame):
         if came and time.time()-came[0] >= again: raise KeyboardInterrupt
@@ -52,7 +52,7 @@ def stop_signals(again:float=2.): # seconds after which a second signal stops at
 
 # %% ../../nbs/api/training/checkpoint.ipynb #180ed38a
 def plain_values(o):
-    "Nothing but Python's own values and tensors, which `weights_only=True` reads"
+    "Only Python's own values and tensors, which `weights_only=True` reads"
     if isinstance(o, dict): return {k: plain_values(v) for k,v in o.items()}
     if isinstance(o, tuple): return tuple(map(plain_values, o))
     if isinstance(o, list): return list(map(plain_values, o))
@@ -61,7 +61,7 @@ def plain_values(o):
 
 def save_state(folder, at:tuple, state:dict):
     "Write the state `at` (epoch, batches done in it), complete or not at all, and remove all but the newest two"
-    b = io.BytesIO() # torch's own writing takes a full disk for a fault of the file
+    b = io.BytesIO() # torch's own writer mistakes a full disk for a damaged file
     torch.save(plain_values(dict(at=at, **state)), b)
     with atomic_write(make_dir(folder)/f'{at[0]:05d}-{at[1]:07d}.pt', 'wb') as f: f.write(b.getbuffer())
     for old in sorted(Path(folder).glob('*-*.pt'))[:-2]: old.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def request_hash(request:dict)->str:
     return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 def newest(folder, request:dict)->dict|None:
-    "The newest readable state of a request in a folder, or None; raises `OctError` where one can't be read now"
+    "The newest readable state of a request in a folder, or None; raises `OctError` if one can't be read now"
     for f in sorted(Path(folder).glob('*-*.pt'), reverse=True):
         try: state = torch.load(f, map_location='cpu', weights_only=True)
         except OSError as e:
@@ -83,7 +83,7 @@ def newest(folder, request:dict)->dict|None:
     return None
 
 def noted_threads(folder, n:int)->int:
-    "The number of threads that an interrupted training in `folder` began with; else `n`, which is noted"
+    "The number of threads that an interrupted training in `folder` began with; else `n`, which is then noted"
     note = Path(folder)/'threads'
     with contextlib.suppress(OSError, ValueError):
         noted = int(note.read_text())
@@ -91,15 +91,15 @@ def noted_threads(folder, n:int)->int:
     try:
         make_dir(folder)
         with atomic_write(note) as f: f.write(str(n))
-    except OctError: pass # as with states, a disk that refuses stops no training
+    except OctError: pass # as with states, a failing disk does not stop training
     return n
 
 def checkpoint_folder(out, request:dict, drive='/content/drive/MyDrive')->Path:
-    "A folder in `out`, or on Google Drive where Colab has mounted it, as the machine's own disk goes with the machine"
+    "A folder in `out`, or on Google Drive if Colab has mounted it, because Colab's own disk is lost with the machine"
     return (Path(drive)/'oct_classify' if Path(drive).is_dir() else Path(out))/'checkpoints'/request_hash(request)
 
 def clear_states(folder, all:bool=True):
-    "Remove what a killed process left half-written and, with `all`, the states, and the folder if it is empty then"
+    "Remove half-written files of a killed process and, if `all`, the states, and the folder if it is empty then"
     folder = Path(folder)
     for f in folder.glob('.*.part'): f.unlink(missing_ok=True)
     for f in [*folder.glob('*-*.pt'), folder/'threads'] if all else []: f.unlink(missing_ok=True)
@@ -109,19 +109,19 @@ def clear_states(folder, all:bool=True):
 
 # %% ../../nbs/api/training/checkpoint.ipynb #29eeda84
 class NotANumber(OctError):
-    "The loss or a weight is not a number any more"
-    def __init__(self, why): self.why = why # fastai puts words of its own before those of a callback
+    "The loss or a weight is no longer a number"
+    def __init__(self, why): self.why = why # fastai would add its own words to those of a callback
     def __str__(self): return self.why
 
 class Checkpoint(Callback):
-    "Keep the state of training in `folder`, and go on from what is there; one `Learner.fit` per request"
+    "Saves the state of training in `folder`, and resumes from a state found there; one `Learner.fit` per request"
     order = 80
     def __init__(self,
-        folder, # of the states
-        request:dict, # data and options that decide the training
+        folder, # for the states
+        request:dict, # data and options that determine the training
         asked=lambda: False, # has somebody asked to stop? see `stop_signals`
         every:float=600., # seconds between two states within an epoch
-        resume:bool=True, # False: remove what is there and begin anew
+        resume:bool=True, # False: remove the states and start again
     ):
         self.folder,self.request,self.asked,self.every = Path(folder),request,asked,every
         self.state = newest(folder, request) if resume else None
@@ -133,7 +133,7 @@ class Checkpoint(Callback):
         return {type(cb).__name__: cb for cb in self.learn.cbs if hasattr(type(cb), 'remembered')}
 
     def before_fit(self):
-        "Weights, optimiser and the other callbacks' memories come back"
+        "Restore weights, optimiser and the other callbacks' memories"
         self.last = time.time()
         if not self.state: return
         say(f'Going on after epoch {self.at[0]}, batch {self.at[1]} ({self.folder}).')
@@ -147,9 +147,9 @@ class Checkpoint(Callback):
         if self.epoch < self.at[0]: raise CancelEpochException
 
     def before_train(self):
-        "In the epoch that was interrupted: the place in it, the schedule, the scaler and the generators"
+        "In the interrupted epoch, restore the position, the schedule, the scaler and the generators"
         loader = self.learn.dls.train
-        loader = getattr(loader, 'dl', loader) # the learner's own where several processes share it
+        loader = getattr(loader, 'dl', loader) # the learner's own if several processes share it
         loader.epoch = self.epoch
         self.done = 0
         if not self.state: return
@@ -161,11 +161,11 @@ class Checkpoint(Callback):
         set_rng_state(state['rng'])
 
     def after_loss(self):
-        "Stop where the loss is not a number; raises `NotANumber`"
+        "Stop if the loss is not a number; raises `NotANumber`"
         if self.training and not torch.isfinite(self.loss): self.give_up(f'epoch {self.epoch+1}, batch {self.done+1}')
 
     def after_batch(self):
-        "Keep the state when it is time, or when asked to stop, in any process; raises `Stopped` when asked"
+        "Save the state when it is time, or when any process is asked to stop; raises `Stopped` when asked"
         self.done += self.training
         asked = self.asked()
         if num_distrib() > 1:
@@ -178,11 +178,11 @@ class Checkpoint(Callback):
             raise Stopped
 
     def after_epoch(self):
-        "Keep the state of a finished epoch"
+        "Save the state of a finished epoch"
         if self.epoch >= self.at[0]: self.save((self.epoch+1, 0))
 
     def save(self, at):
-        "Keep the state `at` (epoch, batches done in it); a disk that refuses is told of, and training goes on"
+        "Save the state `at` (epoch, batches done in it); if the disk fails, say so and let training continue"
         self.last = time.time()
         if rank_distrib(): return
         model,scaler = get_model(self.model).state_dict(),getattr(self.learn, 'scaler', None)

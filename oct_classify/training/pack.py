@@ -1,4 +1,4 @@
-"""Decode once, keep the pixels, feed the network as fast as it can eat
+"""Decode each scan once, store the pixels, and feed the network at full speed
 
 Docs: https://oct-classify.github.io/oct_classify/api/training/pack.html.md"""
 
@@ -28,18 +28,18 @@ from .recipes import Augment
 @dataclass
 class Packed:
     "Prepared pixels of many scans, row by row with their table"
-    table:pd.DataFrame # of the scan table's columns; `error` says which rows are left black
+    table:pd.DataFrame # with columns of the scan table; `error` says which rows are black
     pixels:np.ndarray # (N, height, width) uint8, in memory or mapped
     size:tuple # (height, width) in pixels
     view:str # one of `VIEWS`
-    key:str='' # what decides the pixels, see `pack_key`
+    key:str='' # what determines the pixels, see `pack_key`
     file:io.FileIO|None=None # behind mapped `pixels`
-    start:int=0 # where in the file they begin, in bytes
+    start:int=0 # position of the pixels in the file, in bytes
 
     def __len__(self): return len(self.table)
 
     def take(self, rows, out:np.ndarray|None=None)->np.ndarray: # (B, height, width) uint8
-        "Copy (B,) rows into memory, into `out` where given; raises `OctError` where the file was cut short"
+        "Copy (B,) rows into memory, or into `out` if given; raises `OctError` if the file was cut short"
         if self.file is None or not hasattr(os, 'preadv'): return np.take(self.pixels, rows, 0, out, 'clip')
         if out is None: out = np.empty((len(rows), *self.size), np.uint8)
         scan = self.size[0]*self.size[1]
@@ -49,13 +49,13 @@ class Packed:
         return out
 
     def rows(self, df:pd.DataFrame)->np.ndarray: # (len(df),) row of each scan in `pixels`
-        "Where the scans of a table, e.g. of one side of a split, are; -1 for one that is not there or can't be read"
+        "Rows of a table's scans, such as those of one side of a split; -1 for one that is missing or can't be read"
         good = self.table[self.table.error == ''].drop_duplicates('sha256')
         return pd.Series(good.index, good.sha256).reindex(df.sha256).fillna(-1).to_numpy(int)
 
 # %% ../../nbs/api/training/pack.ipynb #cca333ee
 def pack_key(table:pd.DataFrame, size, view:str)->str: # 16 hexadecimal digits
-    "What decides the pixels: scan table, side or (height, width), and one of `VIEWS`"
+    "What determines the pixels: scan table, side or (height, width), and one of `VIEWS`"
     what = [PREPARED, *as_size(size), view, *table.sha256]
     return hashlib.sha256('\n'.join(map(str, what)).encode()).hexdigest()[:16]
 
@@ -67,12 +67,12 @@ def npy_header(n:int, size:tuple)->bytes:
     return b.getvalue()
 
 class UnfinishedPack:
-    "A growing file of pixels and its progress, under names that say so; raises `OctError` where the disk is too small"
+    "A growing file of pixels and its progress, under temporary names; raises `OctError` if the disk is too small"
     def __init__(self, folder, key:str, n:int, size:tuple): # (height, width) of `n` scans
         self.folder,self.key,self.scan = Path(folder),key,size[0]*size[1]
         self.file,self.note = self.folder/'unfinished.npy',self.folder/'unfinished.json'
         self.header,self.done,self.errors,self.whole = npy_header(n, size),0,{},0
-        with contextlib.suppress(Exception): # what is no note begins anew
+        with contextlib.suppress(Exception): # with an unreadable record it starts again
             old = json.loads(self.note.read_text())
             there = (self.file.stat().st_size-len(self.header))//self.scan
             done,errors,whole = int(old['done']),{k: str(v) for k,v in old['errors'].items()},int(old['whole'])
@@ -83,7 +83,7 @@ class UnfinishedPack:
         if not self.done: self.file.write_bytes(self.header)
 
     def add(self, pixels:np.ndarray, errors=(), whole:int=0):
-        "Append a block that `prepared_blocks` gave; it counts once it is on disk"
+        "Append a block from `prepared_blocks`; it counts once it is on disk"
         with open(self.file, 'r+b') as f:
             f.truncate(len(self.header)+self.done*self.scan)
             f.seek(0, os.SEEK_END)
@@ -98,7 +98,7 @@ class UnfinishedPack:
 
     def finish(self, table, **about):
         "Give the parts their final names; `pack.json`, the last, makes them valid"
-        (self.folder/'pack.json').unlink(missing_ok=True) # what was there before is no longer vouched for
+        (self.folder/'pack.json').unlink(missing_ok=True) # the earlier files are no longer valid
         errors = [self.errors.get(str(i), '') for i in range(len(table))]
         save_table(table.assign(error=errors), self.folder/'pack.parquet')
         os.replace(self.file, self.folder/'pixels.npy')
@@ -106,7 +106,7 @@ class UnfinishedPack:
         self.note.unlink()
 
 def prepared_blocks(table, root, size, view, start=0, workers=None, block=256):
-    "(pixels, sentences on what can't be read, how many scans are seen whole) of one block of scans after another"
+    "Block by block: (pixels, error messages, number of scans seen whole)"
     def one(r):
         if r.error: return np.zeros(size, np.uint8), r.error, False
         try: px,where = placed(Path(root)/r.path, size, view)
@@ -121,7 +121,7 @@ def prepared_blocks(table, root, size, view, start=0, workers=None, block=256):
             bar.update(len(px))
 
 def open_pack(folder, key:str|None=None)->Packed:
-    "A finished pack; raises `OctError` where there is none, or none with this key"
+    "A finished pack; raises `OctError` if there is none, or none with this key"
     folder = Path(folder)
     try:
         about = json.loads((folder/'pack.json').read_text())
@@ -130,7 +130,7 @@ def open_pack(folder, key:str|None=None)->Packed:
         start = len(npy_header(len(table), size))
         f = open(folder/'pixels.npy', 'rb', buffering=0)
         try: mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError: mapped = f.read() # of a file system that maps none
+        except OSError: mapped = f.read() # on a file system that can't map files
         px = np.frombuffer(mapped, np.uint8, offset=start).reshape(-1, *size)
         if len(px) != len(table): raise ValueError
         return Packed(table, px, size, about['view'], about['key'], f, start)
@@ -144,9 +144,9 @@ def pack(
     size=224, # side, or (height, width), in pixels
     view:str='crop', # one of `VIEWS`
     workers:int|None=None, # threads; None: one per core
-    block:int=256, # scans between two notes of progress
+    block:int=256, # scans between two records of progress
 )->Packed:
-    "Prepare each scan once; what `out` holds is used or gone on with; raises `OctError` where the disk is too small"
+    "Prepare each scan once; a pack in `out` is used or completed; raises `OctError` if the disk is too small"
     table,size,workers = table.reset_index(drop=True),as_size(size),workers or os.cpu_count()
     key,readable = pack_key(table, size, view),table.error == ''
     if out is None:
@@ -158,7 +158,7 @@ def pack(
     with FileLock(out/'.lock'): # two processes that want the same pack make it once
         with contextlib.suppress(OctError):
             packed = open_pack(out, key)
-            if not packed.table.error[readable].any(): return packed # else they may be readable again
+            if not packed.table.error[readable].any(): return packed # otherwise they may be readable again
         try:
             unfinished = UnfinishedPack(out, key, len(table), size)
             blocks = prepared_blocks(table, root, size, view, unfinished.done, workers, block)
@@ -174,7 +174,7 @@ def pack(
 
 # %% ../../nbs/api/training/pack.ipynb #f6352f4a
 def moved(x:torch.Tensor, augment:Augment, u:torch.Tensor)->torch.Tensor: # (B, H, W) float, as is `x`
-    "Mirror, turn, zoom and shift by one resampling, by random numbers from 0 to 1, (5 or more, B, 1, 1)"
+    "Mirror, rotate, zoom and shift by one resampling, with random numbers from 0 to 1, (5 or more, B, 1, 1)"
     s = 2*u-1
     angle,zoom,ratio = s[0]*math.radians(augment.rotate),1+s[1]*augment.zoom,x.shape[1]/x.shape[2]
     cos,sin = angle.cos()/zoom,angle.sin()/zoom
@@ -186,10 +186,10 @@ def moved(x:torch.Tensor, augment:Augment, u:torch.Tensor)->torch.Tensor: # (B, 
     return F.grid_sample(x[:,None], grid, padding_mode='reflection', align_corners=False)[:,0]
 
 def changed(x:torch.Tensor, augment:Augment, generator:torch.Generator|None=None)->torch.Tensor: # (B, H, W) float32
-    "A copy of (B, H, W) greys from 0 to 255 with another place, contrast, brightness and speckle"
-    if x.device.type == 'cpu' and len(x) > 16: # what fits into the cache takes half the time
+    "A copy of (B, H, W) greys from 0 to 255 with changed position, contrast, brightness and speckle"
+    if x.device.type == 'cpu' and len(x) > 16: # batches that fit into the cache take half the time
         return torch.cat([changed(o, augment, generator) for o in x.split(16)])
-    u = torch.rand(14, len(x), 1, 1, device=x.device, generator=generator) # eight are used; fewer would be other noise
+    u = torch.rand(14, len(x), 1, 1, device=x.device, generator=generator) # eight are used; fewer change the noise
     x = moved(x.float(), augment, u)
     mean = x.mean((1, 2), keepdim=True)
     contrast,brightness = 1+(2*u[5]-1)*augment.contrast,255*augment.brightness*(2*u[6]-1)
@@ -209,24 +209,24 @@ class PackedScans:
     def __getitem__(self, i): return torch.from_numpy(self.packed.take([self.rows[i]])), int(self.y[i])
 
     def batch(self, idxs, pin:bool=False)->tuple: # pixels (B, H, W) uint8, class indices (B,)
-        "Many scans at once, with `pin` in memory that a GPU can fetch from by itself"
+        "Many scans at once; `pin`: in memory that a GPU can fetch from directly"
         x = torch.empty(len(idxs), *self.packed.size, dtype=torch.uint8, pin_memory=pin)
         y = torch.from_numpy(self.y[idxs])
         self.packed.take(self.rows[idxs], x.numpy())
         return x, y.pin_memory() if pin else y
 
 class PackedDL(DataLoader):
-    "A fastai loader of whole batches from a pack: uint8 (B, 1, H, W), or float where `augment` changes them"
+    "A fastai loader of whole batches from a pack: uint8 (B, 1, H, W), or float if `augment` changes them"
     def __init__(self,
         dataset:PackedScans, # what to load
         bs:int=16, # scans per batch
         augment:Augment|None=None, # changes of each batch; None: uint8 as packed
-        seed:int=0, # with `epoch` and number of the batch it decides order and augmentation
+        seed:int=0, # determines order and augmentation, together with `epoch` and the batch number
         rank:int=0, # of this process among several
         **kwargs, # fastai's: shuffle, drop_last, device …
     ):
         super().__init__(dataset, bs=bs, **kwargs)
-        self.fake_l.generator = torch.Generator() # torch draws a number per epoch: not from where dropout draws
+        self.fake_l.generator = torch.Generator() # torch draws a number per epoch: not from dropout's generator
         self.augment,self.seed,self.rank,self.epoch,self.first = augment,seed,rank,0,0
 
     def new(self, dataset=None, cls=None, **kwargs):
@@ -234,7 +234,7 @@ class PackedDL(DataLoader):
         return super().new(dataset, cls, **dict(augment=self.augment, seed=self.seed, rank=self.rank) | kwargs)
 
     def get_idxs(self):
-        "The order of this epoch, by seed and epoch alone"
+        "The order of this epoch, from seed and epoch only"
         n = len(self.dataset)
         return list(np.random.default_rng((self.seed, self.epoch)).permutation(n) if self.shuffle else range(n))
 
@@ -252,7 +252,7 @@ class PackedDL(DataLoader):
         yield from ahead(fetch, starts)
 
     def after_batch(self, b):
-        "Augment on the device, with random numbers of this batch and no other, and add the channel"
+        "Augment on the device, with random numbers for this batch only, and add the channel"
         x,*y = b
         if self.augment:
             seeds = np.random.SeedSequence((self.seed, self.epoch, self.at, self.rank, 1))
@@ -261,7 +261,7 @@ class PackedDL(DataLoader):
         self.at += 1
         return x[:,None], *y
 
-    def after_iter(self): self.epoch += 1 # the next has another order
+    def after_iter(self): self.epoch += 1 # the next epoch has another order
 
 def packed_loaders(
     packed:Packed, # of all scans
@@ -269,11 +269,11 @@ def packed_loaders(
     valid:pd.DataFrame, # rows to validate on; empty: those of `train`
     classes:tuple=CLASSES, # in the order of the network's outputs
     bs:int=16, # scans per batch; validation takes twice as many
-    augment:Augment|None=Augment(), # of the training batches
+    augment:Augment|None=Augment(), # for the training batches
     seed:int=0, # of order and augmentation
     rank:int=0, # of this process among several
-    processes:int=1, # how many there are; `bs` is what each takes
-    device='cpu', # torch device that batches go to
+    processes:int=1, # number of processes; `bs` is per process
+    device='cpu', # torch device for the batches
 )->DataLoaders:
     "fastai `DataLoaders` over a pack: training batches shuffled and augmented, scans that can't be read left out"
     device,sides = torch.device(device),[]
@@ -301,7 +301,7 @@ def sharded(dl:PackedDL, rank:int, processes:int):
             return len(self.dl.dataset)//(self.bs*processes) if self.dl.drop_last else super().__len__()
 
         def get_idxs(self):
-            "Of training the share in every step; of validation one part"
+            "For training, the share in every step; for validation, one part"
             if not self.dl.drop_last: return super().get_idxs()
             idxs,step = self.dl.get_idxs(),self.bs*processes
             mine = range(rank*self.bs, (rank+1)*self.bs)

@@ -1,4 +1,4 @@
-"""Named sets of options: a good classifier in minutes, the best that few scans can give, a plain ResNet50
+"""Named sets of options: a good classifier in minutes, the best from few scans, a plain ResNet50
 
 Docs: https://oct-classify.github.io/oct_classify/api/training/recipes.html.md"""
 
@@ -14,13 +14,13 @@ from ..core import *
 # %% ../../nbs/api/training/recipes.ipynb #e1ea6651
 @dataclass(frozen=True)
 class Augment:
-    "How much a batch is changed at random, see `changed`; each number is the largest change, 0 leaves out that kind"
+    "How much a batch is changed at random, see `changed`; each number is the largest change, and 0 switches it off"
     flip:float=.5 # probability of mirroring left and right
     rotate:float=5. # degrees either way
-    zoom:float=.05 # share by which a scan is enlarged or shrunk
-    shift:float=.03 # share of height or width, either way
-    brightness:float=.05 # share of the 255 greys, either way
-    contrast:float=.1 # share of contrast, either way
+    zoom:float=.05 # fraction by which a scan is enlarged or shrunk
+    shift:float=.03 # fraction of height or width, either way
+    brightness:float=.05 # fraction of the 255 greys, either way
+    contrast:float=.1 # fraction of contrast, either way
     speckle:float=.05 # standard deviation of the multiplicative noise at its strongest
 
 CHOICES = dict(balance=('loss', 'none'), precision=('auto', 'fp32', 'bf16', 'fp16'), head=('steps', 'logistic'))
@@ -29,21 +29,21 @@ LIMITS = dict(epochs=(0, 10_000), bs=(2, 100_000), lr=(1e-8, 10), smoothing=(0, 
 
 @dataclass(frozen=True)
 class Options:
-    "How one network is trained; raises `OctError` for a value that can't be"
-    epochs:int|None=4 # of all layers, after the head; 0: the head alone; None: `enough` for the scans
+    "How one network is trained; raises `OctError` for an invalid value"
+    epochs:int|None=4 # of all layers, after the head; 0: only the head; None: `enough` for the scans
     bs:int|None=None # scans per step, over all processes together; None: 16 on a CPU, 64 on a GPU
     lr:float=1e-3 # of the head at its peak
-    body:float=1/3 # share of `lr` that the body gets
+    body:float=1/3 # fraction of `lr` for the body
     augment:Augment|None=Augment() # of training batches; None: not at all
     balance:str='loss' # 'loss': each class weighs the same in the loss; 'none': as often as it occurs
     smoothing:float=0. # label smoothing
     fixed_bn:bool|None=None # keep the body's batch-norm statistics; None: unless it starts at random
     precision:str='auto' # 'fp32', 'bf16', 'fp16', or by device, see `precision_for`
     compile:bool=False # torch.compile the body
-    stages:int=0 # how many of the last stages the head reads beside the last map, see `network`
+    stages:int=0 # number of last stages that the head reads in addition to the last map, see `network`
     head:str='steps' # how the head is fitted first: by gradient 'steps', or by 'logistic' regression
     strength:float=.02 # of the logistic regression: the inverse of its penalty, scikit-learn's C
-    frozen:int=0 # how many of the first stages stay as they are
+    frozen:int=0 # number of first stages that stay frozen
 
     def __post_init__(self):
         for name,choices in CHOICES.items():
@@ -55,13 +55,13 @@ class Options:
                 raise OctError(f"{name} can't be {value}: choose a value from {low} to {high}.")
 
 def enough(n:int)->int: # epochs for `n` training scans
-    "Four epochs, or more where so few scans would make four no training: 1,792 scans are seen at least"
+    "Four epochs, or more if there are so few scans that four would not do: 1,792 scans are seen at least"
     return max(4, -(-1792//max(int(n), 1)))
 
 # %% ../../nbs/api/training/recipes.ipynb #2fe93fa6
 @dataclass(frozen=True)
 class Recipe(Options):
-    "A network, what it sees, and how it is trained"
+    "A network, its view, and how it is trained"
     arch:str='resnet50' # a timm or torchvision name; members of an ensemble are joined by +
     size:int|tuple=224 # side, or (height, width), in pixels
     view:str='crop' # one of `prepare`'s views
