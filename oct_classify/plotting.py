@@ -1,4 +1,4 @@
-"""What every figure shares: the colour of a class, a sheet of scans, a figure as an image inside a page
+"""What all figures share: the colours of the classes, a contact sheet of scans, and figures embedded in a page
 
 Docs: https://oct-classify.github.io/oct_classify/api/plotting.html.md"""
 
@@ -20,11 +20,11 @@ from .core import *
 COLOURS = dict(CNV='#D55E00', DME='#0072B2', DRUSEN='#E69F00', NORMAL='#009E73')
 
 def colour(label:str)->str:
-    "The colour of a class in every figure; grey for what is not one of `CLASSES`"
+    "The colour of a class in every figure; grey for anything that is not one of `CLASSES`"
     return COLOURS.get(label, '#555555')
 
 def new_figure(width:float, height:float, **kwargs)->Figure:
-    "An empty figure of so many inches, which a notebook shows at the end of a cell whatever was run before"
+    "An empty figure, size in inches, which a notebook shows at the end of a cell whatever was run before"
     shell = ipython_shell()
     if shell and not any(Figure in f.type_printers for f in shell.display_formatter.formatters.values()):
         from IPython.core.pylabtools import select_figure_formats
@@ -32,7 +32,7 @@ def new_figure(width:float, height:float, **kwargs)->Figure:
     return Figure(figsize=(width, height), layout='constrained', **kwargs)
 
 def data_uri(picture, width:int=640)->str:
-    "A figure as PNG, or an image or pixels (at most `width` across) as JPEG, in the text of an image's `src`"
+    "A figure as PNG, or an image or pixels as JPEG at most `width` pixels wide, as text for an image's `src`"
     file = io.BytesIO()
     kind = 'png' if isinstance(picture, Figure) else 'jpeg'
     if kind == 'png': picture.savefig(file, format=kind, dpi=110)
@@ -43,23 +43,23 @@ def data_uri(picture, width:int=640)->str:
     return f'data:image/{kind};base64,' + base64.b64encode(file.getvalue()).decode()
 
 def overlay(grey:np.ndarray, heat:np.ndarray)->np.ndarray:
-    "RGB (H, W, 3) of a scan (H, W) uint8 under a map (H, W): strong evidence opaque, weak and negative transparent"
+    "A scan (H, W) uint8 under a map (H, W), as RGB (H, W, 3): strong evidence opaque, weak and negative transparent"
     share = np.clip(heat, 0, None)/max(heat.max(), 1e-12)
     opacity = np.clip(1.2*share, 0, .65)[..., None]
     colours = 255*colormaps['plasma'](share)[..., :3]
     return (opacity*colours + (1-opacity)*grey[..., None]).round().astype(np.uint8)
 
 def beside(grey:np.ndarray, coloured:np.ndarray)->np.ndarray:
-    "RGB pixels of a scan (H, W) and, to its right or under a wide scan, of the same scan in colours (H, W, 3)"
+    "RGB pixels of a scan (H, W) with the same scan in colours (H, W, 3) to its right, or below if the scan is wide"
     return np.concatenate([np.repeat(grey[..., None], 3, 2), coloured], axis=int(grey.shape[1] < 2*len(grey)))
 
 def small_picture(scan, size:tuple)->Image.Image|None:
-    "A scan (path or array) at `size` (width, height) pixels, or None where it can't be read any more"
+    "A scan (path or array) resized to `size` (width, height) pixels, or None if it can no longer be read"
     try: return Image.fromarray(read_grey(scan)).resize(size)
     except OctError: return None
 
 def contact_sheet(scans, captions, colours=None, cols:int=4, height:float=1.75)->Figure:
-    "Scans (paths or arrays) in a grid 9.6 inches wide, rows `height` inches high, each below its caption in its colour"
+    "Scans (paths or arrays) in a grid 9.6 inches wide, rows `height` inches high, each under a caption in its colour"
     rows = -(-len(scans)//cols)
     fig = new_figure(9.6, height*rows)
     for i,(scan,caption,c) in enumerate(zip(scans, captions, colours or ['#222222']*len(scans)), 1):

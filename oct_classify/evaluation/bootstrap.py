@@ -1,4 +1,4 @@
-"""Intervals that respect patients, by drawing them anew
+"""Confidence intervals by resampling patients
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/bootstrap.html.md"""
 
@@ -19,25 +19,25 @@ from scipy import sparse, stats
 
 # %% ../../nbs/api/evaluation/bootstrap.ipynb #2101d0f2
 def ratio(a, b)->np.ndarray:
-    "`a`/`b`, nan where `b` is not above 0"
+    "`a`/`b`, nan if `b` is not above 0"
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=np.asarray(b) > 0)
 
 @lru_cache(16)
 def block_of_draws(patients:int, draws:int, *key)->np.ndarray:
-    "How often each patient was drawn in each of some draws: (patients, draws) float32, kept for the next figure"
+    "How often each patient was drawn in each draw: (patients, draws) float32, cached for the next metric"
     drawn = np.random.default_rng(key).integers(0, patients, (draws, patients), np.int32)
     weights = np.stack([np.bincount(o, minlength=patients) for o in drawn], 1).astype(np.float32)
     weights.flags.writeable = False
     return weights
 
 def over_blocks(f, patients:int, resamples:int, seed:int, cells:int=1_000_000)->list:
-    "`f` of every block of draws, weights (patients, draws) of some `cells`, in parallel; other blocks are other draws"
+    "`f` of every block of draws, in parallel; a block is weights (patients, draws), about `cells` numbers"
     size = int(np.clip(cells//patients, 32, 2048))
     def of_block(start): return f(block_of_draws(patients, min(size, resamples-start), seed, start))
     with ThreadPoolExecutor(os.cpu_count()) as ex: return list(ex.map(of_block, range(0, resamples, size)))
 
 def resampled(sums:np.ndarray, resamples:int=2000, seed:int=0)->np.ndarray:
-    "Sums over patients drawn anew, (resamples, M), of what each patient adds, (P, M)"
+    "Sums over resampled patients, (resamples, M), of what each patient adds, (P, M)"
     return np.concatenate(over_blocks(lambda weights: weights.T@sums, len(sums), resamples, seed)).astype(float)
 
 def patient_sums(x:np.ndarray, who:np.ndarray)->np.ndarray:
@@ -48,18 +48,18 @@ def patient_sums(x:np.ndarray, who:np.ndarray)->np.ndarray:
 
 # %% ../../nbs/api/evaluation/bootstrap.ipynb #0b262394
 def levels(score, most:int|None=None)->np.ndarray:
-    "Rank of each score, equal scores alike: 0 for the highest, and so on; at most `most` ranks"
+    "Rank of each score, from 0 for the highest; equal scores share a rank; at most `most` ranks"
     level = np.unique(-np.asarray(score, float), return_inverse=True)[1]
     if most is None or level.max() < most: return level
     return np.unique(stats.rankdata(level)*most//(len(level)+1), return_inverse=True)[1]
 
 def tallies(positive:np.ndarray, level:np.ndarray, who:np.ndarray)->list:
-    "How many positives, and how many negatives, each patient has at each level: two sparse matrices (levels, patients)"
+    "How many positives and negatives each patient has at each level: two sparse matrices (levels, patients)"
     shape = level.max()+1, who.max()+1
     return [sparse.csr_matrix((side.astype(np.float32), (level, who)), shape) for side in (positive, ~positive)]
 
 def auc_and_ap(positives:np.ndarray, negatives:np.ndarray)->tuple:
-    "AUC and average precision (B,) of weights (levels, B), highest score first; nan where a side is missing"
+    "AUC and average precision (B,) for weights (levels, B), highest score first; nan if one side is missing"
     found,wrong = np.cumsum(positives, 0),np.cumsum(negatives, 0)
     auc = ratio((negatives*(found-positives/2)).sum(0, dtype=float), found[-1].astype(float)*negatives.sum(0))
     called = found+wrong
@@ -69,17 +69,17 @@ def auc_and_ap(positives:np.ndarray, negatives:np.ndarray)->tuple:
 
 # %% ../../nbs/api/evaluation/bootstrap.ipynb #6b7af732
 def student_t(patients:int, draws:np.ndarray|None=None, least:int=4)->float:
-    "97.5 % point of Student's t for so many patients; for fewer, but `least`, where draws have heavy tails: few decide"
+    "97.5 % point of Student's t for `patients`; for fewer, down to `least`, if the draws have heavy tails"
     heavy = 0 if draws is None else max(0, stats.kurtosis(draws))/2
     most = max(patients-1, 1)
     return stats.t.ppf(.975, max(1/(1/most+heavy), min(least, most)))
 
 def few_patients(n:int)->float:
-    "By how much the spread of draws is too small for `n` patients"
+    "The factor by which the spread of the draws is too small for `n` patients"
     return np.sqrt(n/max(n-1, 1))
 
 def exact_limit(n:int)->float:
-    "Upper 95 % limit of a share that was 0 among `n` patients (Clopper and Pearson 1934)"
+    "Upper 95 % limit of a share that is 0 among `n` patients (Clopper and Pearson 1934)"
     return stats.binomtest(0, int(n)).proportion_ci(.95, 'exact').high if n else 1.
 
 def wilson_limits(v:float, sd:float, t:float)->tuple:
@@ -99,13 +99,13 @@ def logit_limits(v:float, draws:np.ndarray, sd:float, t:float)->tuple:
     return 1/(1+np.exp(half-log_odds(v))), 1/(1+np.exp(-half-log_odds(v)))
 
 def interval(
-    value:float, # the figure
-    draws:np.ndarray, # (B,) the same on resampled patients; nan where undefined
-    n:int, # patients behind it
+    value:float, # the metric
+    draws:np.ndarray, # (B,) the metric on resampled patients; nan if undefined
+    n:int, # number of patients it rests on
     kind:str='share', # 'share', 'mean' of unequal parts, 'area' (AUC, average precision), 'log' (unbounded)
     scale:tuple=(0., 1.), # least and greatest possible value
 )->tuple: # low, high
-    "95 % limits: the spread by resampling patients, the shape by the figure's scale"
+    "95 % limits: the spread comes from resampling patients, the shape from the scale of the metric"
     least,size = scale[0],scale[1]-scale[0]
     v,draws = (value-least)/size,(draws[np.isfinite(draws)]-least)/size
     sd = draws.std(ddof=1)*few_patients(n) if len(draws) > 1 else 0.
@@ -118,22 +118,22 @@ def interval(
     return float(least+size*max(0, low)), float(least+size*min(1, high))
 
 def with_limits(value:float, low:float, high:float, n:int)->dict:
-    "A figure {'value', 'low', 'high', 'n'} as files hold it: None where undefined, and never outside its limits"
+    "A metric as stored in files, {'value', 'low', 'high', 'n'}: None if undefined, and never outside its limits"
     if not np.isfinite(value): return dict(value=None, low=None, high=None, n=n)
     return dict(value=float(value), low=float(min(low, value)), high=float(max(high, value)), n=n)
 
 def normal_draws(value:float, a:np.ndarray, b:np.ndarray)->np.ndarray:
-    "What draws of very many patients come to: normal, with the linearised spread of a ratio"
+    "What draws of very many patients amount to: a normal distribution with the linearised spread of a ratio"
     return value+np.sqrt(((a-value*b)**2).sum())/b.sum()*stats.norm.ppf(np.arange(1, 2000)/2000)
 
 def share(
     hit, # (N,) bool, or what each scan adds
-    among=None, # (N,) bool or weight: the scans that are counted; None: all
-    who=None, # (N,) codes of patients; None: every scan is its own
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-    worst:float=1., # the most that a scan can add; infinity where there is no limit
-)->dict: # {'value', 'low', 'high', 'n'}; None where nothing is counted
+    among=None, # (N,) bool or weight: the scans to count; None: all
+    who=None, # (N,) codes of patients; None: every scan is its own patient
+    resamples:int=2000, # number of resamples of patients
+    seed:int=0, # seed of the resampling
+    worst:float=1., # the most that a scan can add; infinity if there is no limit
+)->dict: # {'value', 'low', 'high', 'n'}; None if nothing is counted
     "A share, or a mean per scan, with a 95 % interval from resampling patients"
     among = np.ones(len(hit)) if among is None else np.asarray(among, float)
     who = np.arange(len(hit)) if who is None else np.asarray(who)

@@ -1,4 +1,4 @@
-"""Are probabilities probabilities, and for which patients?
+"""Can the stated probabilities be trusted, and for which patients?
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/calibration.html.md"""
 
@@ -22,7 +22,7 @@ from ..plotting import colour, new_figure
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #ce07af8c
 def claims(df:pd.DataFrame, what:str|None)->tuple:
-    "How sure the model is of each scan, and whether it came true: for the class called (None), a class, or 'urgent'"
+    "Confidence of each scan, and whether it was right: for the predicted class (None), a given class, or 'urgent'"
     if what is None: return probs(df).max(1), (df.predicted == df.label).to_numpy()
     return scored(df, what)[::-1]
 
@@ -31,8 +31,8 @@ def bin_of(score:np.ndarray, edges:np.ndarray)->np.ndarray:
     return np.clip(np.searchsorted(edges, score, 'right')-1, 0, max(len(edges)-2, 0))
 
 def reliability(df:pd.DataFrame, what:str|None=None, edges=None)->pd.DataFrame:
-    """Confidence against what came true: one row per bin that holds a scan, with n, confidence (mean), accuracy (share
-    that came true), low and high (95 %); bins between `edges`, or ten of equally many scans (None)"""
+    """Confidence against what came true: one row per non-empty bin, with n, confidence (mean), accuracy (share that
+    came true), low and high (95 %); bins between `edges`, or ten bins of equally many scans (None)"""
     df = check_predictions(df)
     score,hit = claims(df, what)
     if edges is None: edges = np.unique(np.quantile(score, np.linspace(0, 1, 11)))
@@ -43,7 +43,7 @@ def reliability(df:pd.DataFrame, what:str|None=None, edges=None)->pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #8a45ad42
-EDGES = np.linspace(0, 1, 16) # of 15 bins of equal width, for the ECE: the literature's usual number
+EDGES = np.linspace(0, 1, 16) # 15 bins of equal width for the ECE, as usual in the literature
 
 def proper_scores(df:pd.DataFrame)->tuple:
     "Brier score (N,), from 0 to 2 (Brier 1950), and negative log likelihood (N,), at most 36 nats, of a checked table"
@@ -51,7 +51,7 @@ def proper_scores(df:pd.DataFrame)->tuple:
     return ((p-true)**2).sum(1), -np.log(np.clip(p[true], np.finfo(float).eps, 1))
 
 def gaps_by_patient(df:pd.DataFrame, what:str|None=None)->np.ndarray:
-    "What each patient's scans add to the gap of each bin (P, 15)"
+    "What each patient's scans add to the gap in each bin (P, 15)"
     score,hit = claims(df, what)
     who = patients_of(df)
     gaps = np.zeros((who.max()+1, len(EDGES)-1))
@@ -59,7 +59,7 @@ def gaps_by_patient(df:pd.DataFrame, what:str|None=None)->np.ndarray:
     return gaps
 
 def ece(df:pd.DataFrame, what:str|None=None, resamples:int=2000, seed:int=0)->dict:
-    "ECE (Naeini 2015; Guo 2017), limits: percentiles without what resampling adds; from 0 where chance explains all"
+    "ECE (Naeini 2015; Guo 2017); limits are bias-corrected percentiles, from 0 if chance explains the gaps"
     gaps = gaps_by_patient(df, what)
     total = gaps.sum(0)
     v = abs(total).sum()/len(df)
@@ -72,7 +72,7 @@ def ece(df:pd.DataFrame, what:str|None=None, resamples:int=2000, seed:int=0)->di
     return with_limits(v, 0. if v <= np.quantile(chance, .975) else max(least, 0.), min(most, 1.), len(df))
 
 def ece_expected(df:pd.DataFrame, what:str|None=None, seed:int=0)->dict:
-    "ECE that a perfectly calibrated model with these confidences shows: mean, and range of 95 % of 400 drawn tests"
+    "ECE of a perfectly calibrated model with these confidences: mean, and range of 95 % of 400 simulated tests"
     score,_ = claims(df, what)
     at,n = bin_of(score, EDGES),len(score)
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def ece_expected(df:pd.DataFrame, what:str|None=None, seed:int=0)->dict:
     return with_limits(np.mean(got), np.quantile(got, .025), np.quantile(got, .975), n)
 
 def calibration(df:pd.DataFrame, resamples:int=2000, seed:int=0)->dict:
-    "ece (of the class called), ece_expected, brier, nll: {'value', 'low', 'high', 'n'} with 95 % intervals"
+    "ece (of the predicted class), ece_expected, brier, nll: {'value', 'low', 'high', 'n'} with 95 % intervals"
     df = check_predictions(df)
     kw = dict(who=patients_of(df), resamples=resamples, seed=seed)
     squares,surprise = proper_scores(df)
@@ -89,7 +89,7 @@ def calibration(df:pd.DataFrame, resamples:int=2000, seed:int=0)->dict:
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #89672e64
 def plot_reliability(df:pd.DataFrame, what:str|None=None, heading:str='')->Figure:
-    "Reliability diagram, and how many scans have which confidence; `what`: None (the class called), a class, 'urgent'"
+    "Reliability diagram with a histogram of the confidence; `what`: None (the predicted class), a class, or 'urgent'"
     df,c = check_predictions(df),colour(what)
     r = reliability(df, what=what)
     ylabel,xlabel = 'share right', 'confidence in the class called'
@@ -109,7 +109,7 @@ def plot_reliability(df:pd.DataFrame, what:str|None=None, heading:str='')->Figur
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #d3be6660
 def fit_temperature(logits:np.ndarray, y:np.ndarray)->float:
-    "The likeliest temperature for logits (N, K) of classes (N,), from 0.25 to 8; 1 where there is too little to fit"
+    "The most likely temperature for logits (N, K) of classes (N,), from 0.25 to 8; 1 if there are too few scans"
     if len(y) < 10: return 1.
     def mean_nll(log_t):
         z = logits/np.exp(log_t)
@@ -119,7 +119,7 @@ def fit_temperature(logits:np.ndarray, y:np.ndarray)->float:
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #fb9f7039
 def check_mix(mix, n:int, name:str)->np.ndarray:
-    "A mix (n,) of classes as an array, None being equal shares; raises `OctError` where it is none"
+    "A mix (n,) of classes as an array, equal shares for None; raises `OctError` if it isn't a valid mix"
     q = np.full(n, 1/n) if mix is None else np.asarray(mix, float)
     if q.shape != (n,): raise OctError(f'The {name} mix has {q.size} shares, but there are {n} classes: give one each.')
     if not (q >= 0).all(): raise OctError(f'The {name} mix holds a share that is negative or no number: give 0 to 1.')
@@ -127,34 +127,34 @@ def check_mix(mix, n:int, name:str)->np.ndarray:
     return q
 
 def prior_ratios(p:np.ndarray, learned)->tuple:
-    "Probabilities over the shares (N, K) that they were learned with, and these (K,)"
+    "Probabilities divided by the shares they were learned with (N, K), and these shares (K,)"
     q = check_mix(learned, p.shape[1], 'learned')
     if (q == 0).any(): raise OctError('The learned mix gives a class no share at all: '
         "a class that was never seen can't be reweighted, so leave it out.")
     return np.clip(p, 1e-12, None)/q, q
 
 def shift_prior(p:np.ndarray, to, frm=None)->np.ndarray:
-    "Probabilities (N, K) for the mix `to` (K,), learned from `frm` (None: equal shares; Elkan 2001; Saerens 2002)"
+    "Probabilities (N, K) learned from mix `frm` (None: equal shares), for mix `to` (K,) (Elkan 2001; Saerens 2002)"
     p = np.asarray(p, float)
     q = prior_ratios(p, frm)[0]*check_mix(to, p.shape[1], 'new')
     return q/q.sum(1, keepdims=True)
 
 def with_prior(df:pd.DataFrame, mix:dict, learned:dict|None=None)->pd.DataFrame:
-    """A table for another mix {class: share} than was learned (None: equal), labels not needed, without the column
-    `urgent`, which was decided before; raises `OctError` where a mix is none"""
+    """A table for another mix {class: share} than was learned (None: equal); needs no labels, and drops the column
+    `urgent`, which no longer applies; raises `OctError` if a mix isn't valid"""
     k = classes_of(df)
     for name,shares in (('new', mix), ('learned', learned or dict.fromkeys(k))):
         if set(shares) != set(k): raise OctError(f'The {name} mix names {", ".join(map(str, shares)) or "no class"}, '
             f'but the table has {", ".join(k)}: give one share for each of these.')
     p = shift_prior(probs(df), [mix[c] for c in k], learned and [learned[c] for c in k])
-    known = np.isfinite(p).all(1) # rows without probabilities stay without
+    known = np.isfinite(p).all(1) # rows without probabilities stay that way
     predicted = np.where(known, np.array(k)[np.nan_to_num(p).argmax(1)], '')
     out = df.assign(**{f'p_{c}': p[:,i] for i,c in enumerate(k)}, predicted=predicted)
     if 'confidence' in df: out['confidence'] = p.max(1)
     return out.drop(columns='urgent', errors='ignore')
 
 def estimate_prior(p:np.ndarray, frm=None, steps:int=5000)->np.ndarray:
-    "The mix (K,) among unlabelled scans (N, K) that learned from `frm` (None: equal), by EM (Saerens 2002)"
+    "The mix (K,) among unlabelled scans (N, K), for a model that learned from `frm` (None: equal); EM (Saerens 2002)"
     p = np.asarray(p, float)
     p = p[np.isfinite(p).all(1)] # rows without probabilities are left out
     if not len(p): raise OctError('There is no scan with probabilities: give at least one row without missing values.')

@@ -21,7 +21,7 @@ from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #577c7010
 def aligned(a:pd.DataFrame, b:pd.DataFrame)->tuple:
-    "Two checked tables row by row, with the same patients; raises `OctError` where scans, labels or classes differ"
+    "Two checked tables in the same order, with the same patients; raises `OctError` if scans, labels or classes differ"
     a,b = [check_predictions(t).sort_values('path', ignore_index=True) for t in (a, b)]
     k,other = classes_of(a),classes_of(b)
     if set(k) != set(other): raise OctError(f'The two tables have different classes, {", ".join(k)} and '
@@ -45,19 +45,19 @@ def aligned(a:pd.DataFrame, b:pd.DataFrame)->tuple:
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #2fcae045
 def compared(t:pd.DataFrame, who:np.ndarray)->dict:
-    "What models are compared by: {figure: (scans, patients behind it, kind, scale)}"
+    "The metrics that models are compared by: {metric: (scans, patients it rests on, kind, scale)}"
     names = [*per_scan(t), *(['urgent_auc'] if ours(t) else []), 'macro_auc']
     behind = patients_behind(t, who, names)
     return {m: (int(members(t, m).sum()), behind[m], *kind_and_scale(m)) for m in names}
 
 def joint_draws(tables:list, who:np.ndarray, resamples:int, seed:int, most:int=4096)->dict:
-    "{figure: (tables, resamples)} on the same draws of patients; of a score a draw looks at `most` steps"
+    "{metric: (tables, resamples)} on the same draws of patients; a draw uses at most `most` steps of a score"
     every = [FiguresByWeight(t, who, most) for t in tables]
     blocks = over_blocks(lambda weights: [f(weights) for f in every], who.max()+1, resamples, seed)
     return {m: np.concatenate([[o[m] for o in b] for b in blocks], 1) for m in blocks[0][0]}
 
 def difference(value:float, draws:np.ndarray, n:int, patients:int, kind:str='share', scale:tuple=(0., 1.))->dict:
-    "A difference with 95 % limits by the spread of its draws (B,); exact ones where no patient made a difference"
+    "A difference with 95 % limits from the spread of its draws (B,); exact limits if no patient makes a difference"
     draws,worst = draws[np.isfinite(draws)],scale[1]
     if not np.isfinite(value): half = np.nan
     elif np.ptp(draws) < 1e-12: half = worst*exact_limit(patients)
@@ -65,15 +65,15 @@ def difference(value:float, draws:np.ndarray, n:int, patients:int, kind:str='sha
     return with_limits(value, max(value-half, -worst), min(value+half, worst), n)
 
 def paired(a:pd.DataFrame, b:pd.DataFrame, resamples:int=2000)->dict:
-    """How much higher figures {name: {'value', 'low', 'high', 'n' (scans)}} are in `b` than in `a`, with 95 % intervals
-    from resampling the patients of both at once; None where a figure is undefined"""
+    """How much higher the metrics {name: {'value', 'low', 'high', 'n' (scans)}} are in `b` than in `a`, with 95 %
+    intervals from resampling the patients of both at once; None if a metric is undefined"""
     a,b = aligned(a, b)
     x,y,who = values(a),values(b),patients_of(a)
     draws = joint_draws([a, b], who, resamples, 0)
     return {m: difference(y[m]-x[m], draws[m][1]-draws[m][0], *about) for m,about in compared(a, who).items()}
 
 def plot_differences(differences:dict, names=('first', 'second'))->Figure:
-    "What `paired` gives of two named models, in percentage points, better to the right; filled: leaves out zero"
+    "Plot the differences from `paired` in percentage points, better to the right; filled dots: zero excluded"
     shown = {m: o for m,o in reversed(differences.items()) if o['value'] is not None}
     fig = new_figure(7.6, 1.3+.38*len(shown))
     ax,labels = fig.add_subplot(),[]
@@ -95,14 +95,14 @@ def plot_differences(differences:dict, names=('first', 'second'))->Figure:
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #8a3a4576
 def components(y:np.ndarray, score:np.ndarray)->np.ndarray:
-    "Structural components (N,): of a positive the share of negatives below, of a negative that of positives above it"
+    "Structural components (N,): share of negatives below each positive, and of positives above each negative"
     r,v = stats.rankdata(score),np.empty(len(y))
     v[y] = (r[y]-stats.rankdata(score[y]))/(~y).sum()
     v[~y] = 1-(r[~y]-stats.rankdata(score[~y]))/y.sum()
     return v
 
 def clustered_variance(y:np.ndarray, v:np.ndarray, who:np.ndarray)->float:
-    "Variance of the mean of components `v`, patients being the units (Obuchowski 1997)"
+    "Variance of the mean of components `v`, with patients as units (Obuchowski 1997)"
     sums,few = [],[]
     for side in (y, ~y, y | ~y):
         sums.append(np.bincount(who, (v-v[side].mean())*side, minlength=who.max()+1)/side.sum())
@@ -110,7 +110,7 @@ def clustered_variance(y:np.ndarray, v:np.ndarray, who:np.ndarray)->float:
     return few[0]*(sums[0]**2).sum() + few[1]*(sums[1]**2).sum() + 2*few[2]*(sums[0]*sums[1]).sum()
 
 def two_aucs(y:np.ndarray, first:np.ndarray, second:np.ndarray, who:np.ndarray)->tuple:
-    "AUC of two scores, and the standard error of the difference"
+    "AUCs of two scores, and the standard error of their difference"
     u,v = components(y, first),components(y, second)
     return u[y].mean(), v[y].mean(), np.sqrt(max(0., clustered_variance(y, v-u, who)))
 
@@ -130,13 +130,13 @@ def delong(a:pd.DataFrame, b:pd.DataFrame, what:str='urgent')->dict:
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #06e5a2d9
 def durkalski(only_a:np.ndarray, only_b:np.ndarray, n:np.ndarray)->float:
-    "p-value from what each patient has of scans that one model alone gets right, and of scans"
+    "p-value from each patient's number of scans that only one model gets right, and of all scans"
     d = (only_b-only_a)/n
     return float(stats.chi2.sf(d.sum()**2/(d**2).sum(), 1)) if d.any() else 1.
 
 def mcnemar(a:pd.DataFrame, b:pd.DataFrame, resamples:int=2000)->dict:
-    """Do two models differ in accuracy? Exact for one scan per patient (McNemar 1947), else by patient (Durkalski
-    2003): only_a, only_b (scans that one alone gets right), value, low, high, n, p, test, differ (patients)"""
+    """Test whether two models differ in accuracy, exact for one scan per patient (McNemar 1947), else by patient
+    (Durkalski 2003): only_a, only_b (scans only one gets right), value, low, high, n, p, test, differ (patients)"""
     a,b = aligned(a, b)
     who = patients_of(a)
     x,y = [(t.predicted == t.label).to_numpy() for t in (a, b)]
@@ -150,14 +150,14 @@ def mcnemar(a:pd.DataFrame, b:pd.DataFrame, resamples:int=2000)->dict:
 
 # %% ../../nbs/api/evaluation/comparison.ipynb #06ccc5a3
 def freedom(v:np.ndarray, draws:np.ndarray, patients:int)->float:
-    "Degrees of freedom of a spread that patients and seeds share (Satterthwaite 1946)"
+    "Degrees of freedom of a spread that comes from patients and seeds (Satterthwaite 1946)"
     seeds,both = np.var(v, ddof=1)/len(v),np.nanvar(draws)
     if both <= 1e-12: return patients
     return both**2/(max(both-seeds, 0)**2/max(patients-1, 1) + seeds**2/(len(v)-1))
 
 def over_seeds(tables, resamples:int=2000, seed:int=0)->dict:
-    """Figures {name: {'value' (mean), 'low', 'high', 'sd', 'min', 'max', 'n', 'seeds'}} of a recipe by tables of one
-    test set, one per seed, with intervals that carry both which patients were tested and which seeds were drawn"""
+    """Metrics {name: {'value' (mean), 'low', 'high', 'sd', 'min', 'max', 'n', 'seeds'}} of a recipe from tables of one
+    test set, one per seed, with intervals that cover both the choice of patients and the choice of seeds"""
     if len(tables) < 2: raise OctError('The spread between seeds needs the tables of two runs or more, '
         f'but here is {len(tables)}: train again with another seed.')
     tables = [aligned(tables[0], t)[1] for t in tables]
@@ -171,7 +171,7 @@ def over_seeds(tables, resamples:int=2000, seed:int=0)->dict:
     return out
 
 def over_runs(v:list, draws:np.ndarray, patients:int, kind:str='share', scale:tuple=(0., 1.))->dict:
-    "The mean of a figure over runs, with limits by draws (B,) of patients and runs, and its spread between runs"
+    "The mean of a metric over runs, with limits from draws (B,) of patients and runs, and its spread between runs"
     value = np.mean(v)
     if not np.isfinite(value): return dict.fromkeys(('value', 'low', 'high', 'sd', 'min', 'max'))
     low,high = interval(value, draws, min(patients, 1+freedom(v, draws, patients)), kind, scale)

@@ -1,4 +1,4 @@
-"""From probabilities to decisions that hold: operating points, decision curves, abstention, prediction sets
+"""From probabilities to decisions: operating points, decision curves, abstention, prediction sets
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/decisions.html.md"""
 
@@ -26,21 +26,21 @@ from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #7e2b1a67
 def allowed_misses(n:int, target:float, sure:bool)->int:
-    "How many of `n` may be missed; -1 where even none would not do"
+    "How many of `n` may be missed; -1 if even none is too many"
     right = np.arange(n, 0, -1)
     reached = beta.ppf(.05, right, n-right+1) if sure else right/n
     return int((reached >= target-1e-12).sum())-1
 
 def operating_point(
     valid:pd.DataFrame, # prediction table of validation scans
-    target:float=.99, # share to be reached
+    target:float=.99, # share to reach, above 0 and below 1
     of:str='sensitivity', # or 'specificity'
     what:str='urgent', # or a class
-    sure:bool=False, # reach it with 95 % confidence for the next patient (Wilks 1941), not just on these scans
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-)->dict: # threshold (None: see `why`), what, of, target, sure, reached (a figure), n scans and patients there, why
-    "The threshold that reaches a sensitivity or specificity on validation; raises `OctError` on a target that can't be"
+    sure:bool=False, # reach it with 95 % confidence for the next patient (Wilks 1941), not only on these scans
+    resamples:int=2000, # number of resamples of patients
+    seed:int=0, # seed of the resampling
+)->dict: # threshold (None: see `why`), what, of, target, sure, reached (a metric), n scans and patients, why
+    "The threshold that reaches a sensitivity or specificity on validation; raises `OctError` if `target` is impossible"
     if of not in ('sensitivity', 'specificity') or not 0 < target < 1: raise OctError('There is no operating point for '
         f"of={of!r} and target={target}: give of='sensitivity' or 'specificity' and a target between 0 and 1.")
     df = check_predictions(valid)
@@ -56,11 +56,11 @@ def operating_point(
     if not n: return out | dict(why=f"No validation scan is {it}: a threshold can't be fixed on this table.")
     if miss < 0: return out | dict(why=f"{len(each)} validation patients with scans that are {it} can't assure "
         f'a {of} of {target:.1%}: at least {needed} are needed.')
-    t = np.sort(trials)[miss] if upper else np.nextafter(np.sort(trials)[::-1][miss], np.inf) # clear is what lies below
+    t = np.sort(trials)[miss] if upper else np.nextafter(np.sort(trials)[::-1][miss], np.inf) # scans below are cleared
     return out | dict(threshold=float(t), reached=share((score >= t) == y, side, who, resamples, seed))
 
 def loosened(draws:np.ndarray, patients:int, seed:int)->np.ndarray:
-    "Draws (B, T); columns without spread, although only some patients agree, become what exact limits allow"
+    "Draws (B, T); columns without spread get the spread that exact limits allow for so few patients"
     if not patients: return draws
     v = np.nanmax(draws, 0)
     still = v == np.nanmin(draws, 0)
@@ -69,7 +69,7 @@ def loosened(draws:np.ndarray, patients:int, seed:int)->np.ndarray:
     return draws
 
 def rates(y:np.ndarray, alarm:np.ndarray, who:np.ndarray, resamples:int, seed:int)->list:
-    "Sensitivity and specificity (B, T) of alarms (N, T) and prevalence (B, 1): as they are (B=1), and over draws"
+    "Sensitivity and specificity (B, T) of alarms (N, T), and prevalence (B, 1): the values (B=1), and over draws"
     t,out = alarm.shape[1],[]
     sums = patient_sums(np.column_stack([alarm & y[:,None], ~alarm & ~y[:,None], y, ~y]), who)
     for c in (sums.sum(0, keepdims=True).astype(float), resampled(sums, resamples, seed)):
@@ -79,7 +79,7 @@ def rates(y:np.ndarray, alarm:np.ndarray, who:np.ndarray, resamples:int, seed:in
     return out
 
 def check_prevalence(p:float):
-    "Raise an `OctError` where a prevalence is none"
+    "Raise an `OctError` if a prevalence is not between 0 and 1"
     if not 0 < p < 1: raise OctError(f'{p} is no prevalence: give a share between 0 and 1, such as 0.03.')
 
 def by_bayes(sens, spec, prevalence:float)->dict:
@@ -89,12 +89,12 @@ def by_bayes(sens, spec, prevalence:float)->dict:
 
 def at_threshold(
     test:pd.DataFrame, # prediction table of other scans than those the point was fixed on
-    point:dict, # `threshold` and `what`, as `operating_point` gives them
-    prevalence:float|None=None, # share of what is looked for among those to come; None: as in this table
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-)->dict: # figures sensitivity, specificity, ppv, npv, alarms_per_100
-    "What a fixed threshold does on other scans; raises `OctError` where the point has no threshold"
+    point:dict, # `threshold` and `what`, from `operating_point`
+    prevalence:float|None=None, # of `what` among future scans, between 0 and 1; None: as in this table
+    resamples:int=2000, # number of resamples of patients
+    seed:int=0, # seed of the resampling
+)->dict: # metrics sensitivity, specificity, ppv, npv, alarms_per_100
+    "What a fixed threshold does on other scans; raises `OctError` if the point has no threshold"
     if point['threshold'] is None: raise OctError(point.get('why') or 'No threshold: use more validation scans.')
     df = check_predictions(test)
     y,score = scored(df, point['what'])
@@ -113,17 +113,17 @@ def at_threshold(
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #38c51873
 def net_benefit(sens, spec, prevalence, t):
-    "Per scan: true positives minus false ones at the odds of the threshold `t`"
+    "True positives minus false positives at the odds of the threshold `t`, per scan"
     return sens*prevalence-(1-spec)*(1-prevalence)*t/(1-t)
 
 def decision_curve(
     df:pd.DataFrame, # prediction table
     what:str='urgent', # or a class
-    prevalence:float|None=None, # share of what is looked for among those to come; None: as in this table
-    thresholds=None, # probabilities at which one would act; None: 1 to 99 %
-    resamples:int=2000, # of patients
+    prevalence:float|None=None, # of `what` among future scans, between 0 and 1; None: as in this table
+    thresholds=None, # probabilities at which you would act; None: 1 to 99 %
+    resamples:int=2000, # number of resamples of patients
 )->pd.DataFrame: # threshold, net benefit per scan of model, all, none, and the model's 95 % limits low, high
-    "Net benefit of acting on the model (Vickers and Elkin 2006); raises `OctError` where one side has no scan"
+    "Net benefit of acting on the model (Vickers and Elkin 2006); raises `OctError` if all scans, or none, are `what`"
     df = check_predictions(df)
     y,score = scored(df, what)
     who = patients_of(df)
@@ -146,7 +146,7 @@ def decision_curve(
     return out
 
 def plot_decision_curve(table:pd.DataFrame)->Figure:
-    "Net benefit over the threshold, of `decision_curve`, with its interval and the two simple rules"
+    "Net benefit against threshold from `decision_curve`, with its interval and the two simple rules"
     a,t = table.attrs,100*table.threshold
     fig = new_figure(5.6, 3.4)
     ax = fig.add_subplot()
@@ -164,19 +164,19 @@ def plot_decision_curve(table:pd.DataFrame)->Figure:
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #2341db3f
 def surest_first(conf:np.ndarray)->tuple:
-    "Order from the surest scan on (N,), and how many scans reach each distinct confidence (M,)"
+    "Order of scans by falling confidence (N,), and how many scans reach each distinct confidence (M,)"
     order = np.argsort(-conf, kind='stable')
     return order, np.append(np.flatnonzero(np.diff(conf[order]))+1, len(conf))
 
 def risk_coverage(df:pd.DataFrame)->pd.DataFrame:
-    "Coverage and risk (share wrong) of the answers from each distinct confidence on, the threshold"
+    "Coverage and risk (share wrong) of the answers with each distinct confidence as the threshold"
     df = check_predictions(df)
     wrong,conf = (df.predicted != df.label).to_numpy(),probs(df).max(1)
     order,n = surest_first(conf)
     return pd.DataFrame(dict(coverage=n/len(df), risk=np.cumsum(wrong[order])[n-1]/n, threshold=conf[order][n-1]))
 
 def mark_point(ax, t:pd.DataFrame, point:dict):
-    "Show where a fixed threshold lies on the curve of `risk_coverage`"
+    "Mark a fixed threshold on the curve of `risk_coverage`"
     at = t[t.threshold >= point['threshold']]
     if not len(at): return
     x,y = 100*at.coverage.iloc[-1],100*at.risk.iloc[-1]
@@ -185,7 +185,7 @@ def mark_point(ax, t:pd.DataFrame, point:dict):
     ax.axhline(100*point['target'], color='#D55E00', lw=.8, label=f"promised: at most {100*point['target']:.3g} %")
 
 def plot_risk_coverage(df:pd.DataFrame, point:dict|None=None, resamples:int=1000)->Figure:
-    "Risk over coverage, beside an ideal and a random order, and where a `point` that was fixed on other scans lies"
+    "Risk against coverage, with an ideal and a random order, and a `point` that was fixed on other scans"
     df,t = check_predictions(df),risk_coverage(df)
     wrong = (df.predicted != df.label).to_numpy()
     who,n = patients_of(df),np.arange(1, len(df)+1)
@@ -208,21 +208,21 @@ def plot_risk_coverage(df:pd.DataFrame, point:dict|None=None, resamples:int=1000
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #6b2dcc44
 def one_each(who:np.ndarray, seed:int=0)->np.ndarray:
-    "Rows, ascending, of one scan of each patient, drawn at random: independent where patients are"
+    "Row numbers, ascending, of one random scan of each patient: independent if the patients are"
     order = np.random.default_rng(seed).permutation(len(who))
     return np.sort(order[np.unique(who[order], return_index=True)[1]])
 
 def fewest(risk:float, delta:float)->int:
-    "How many scans without a mistake it takes to promise a risk, with an error of `delta`"
+    "How many scans without a mistake are needed to guarantee a risk, with an error of `delta`"
     return ceil(log(delta)/log(1-risk)-1e-9)
 
 def starts(n:int, risk:float, delta:float)->tuple:
-    "Where the sequences of tests begin, and the error each may make"
+    "Where the sequences of tests begin, and the error allowed for each"
     m = fewest(risk, delta/2)
     return ([m, max(2*m, n//4)], delta/2) if n >= 2*m else ([fewest(risk, delta)], delta)
 
 def surest(conf:np.ndarray, wrong:np.ndarray, risk:float, delta:float)->tuple:
-    "How many of the surest scans may be answered, given which are wrong (N,), and the error spent; 0: none"
+    "How many of the most confident scans may be answered, given which are wrong (N,), and the error spent; 0: none"
     if len(conf) < fewest(risk, delta): return 0, delta
     order,m = surest_first(conf)
     begin,each = starts(len(conf), risk, delta)
@@ -235,12 +235,12 @@ def surest(conf:np.ndarray, wrong:np.ndarray, risk:float, delta:float)->tuple:
 
 def abstain_threshold(
     valid:pd.DataFrame, # prediction table of validation scans
-    risk:float=.05, # the greatest share of answers that may be wrong
-    confidence:float=.95, # of keeping to it
-    resamples:int=2000, # of patients
-    seed:int=0, # of the draw of one scan per patient, and of the resampling
-)->dict: # threshold (None: see `why`), coverage and risk (figures), bound, n answered and patients tested, why
-    "The lowest confidence to answer at, with a promise on the risk of the answers (Angelopoulos et al. 2021)"
+    risk:float=.05, # the highest share of answers that may be wrong
+    confidence:float=.95, # that the risk stays within this limit
+    resamples:int=2000, # number of resamples of patients
+    seed:int=0, # seed of the draw of one scan per patient, and of the resampling
+)->dict: # threshold (None: see `why`), coverage and risk (metrics), bound, n answered and patients tested, why
+    "The lowest confidence to answer at, with a guarantee on the risk of the answers (Angelopoulos et al. 2021)"
     df = check_predictions(valid)
     if not 0 < risk < 1 or not 0 < confidence < 1: raise OctError(f'A risk of {risk} with confidence {confidence} '
         "can't be promised: give a risk and a confidence between 0 and 1.")
@@ -265,12 +265,12 @@ def abstain_threshold(
 
 # %% ../../nbs/api/evaluation/decisions.ipynb #b2ec0b5b
 def conformal_quantile(scores:np.ndarray, alpha:float)->float|None:
-    "The threshold that scores of validation scans give; None where they are too few"
+    "The threshold from the scores of validation scans; None if there are too few"
     k = ceil((len(scores)+1)*(1-alpha)-1e-9)
     return float(np.sort(scores)[k-1]) if k <= len(scores) else None
 
 def set_threshold(valid:pd.DataFrame, alpha:float=.1, seed:int=0)->dict:
-    "q {class: threshold} (None: see why), method, alpha, n patients and why of sets that miss the truth in `alpha`"
+    "Thresholds for sets that miss the truth with probability `alpha`: q {class: threshold} (None: see why), n, why …"
     if not 0 < alpha < 1: raise OctError(f'An alpha of {alpha} makes no sets: '
         'give the share of sets that may miss the truth, a share between 0 and 1.')
     df = check_predictions(valid)
@@ -283,7 +283,7 @@ def set_threshold(valid:pd.DataFrame, alpha:float=.1, seed:int=0)->dict:
         f'sets that contain the truth in {1-alpha:.0%} need {need} or more.')
 
 def prediction_sets(df:pd.DataFrame, q:dict)->np.ndarray:
-    "Which classes (N, K) `set_threshold` can't rule out; raises `OctError` where it has no threshold, or other classes"
+    "Which classes (N, K) can't be ruled out; raises `OctError` if `q` of `set_threshold` is None or has other classes"
     k = classes_of(df)
     if q['q'] is None: raise OctError(q['why'])
     if set(q['q']) != set(k): raise OctError(f"The thresholds are for {', '.join(q['q'])}, the table for "
@@ -292,11 +292,11 @@ def prediction_sets(df:pd.DataFrame, q:dict)->np.ndarray:
 
 def coverage(
     df:pd.DataFrame, # prediction table
-    sets:np.ndarray, # (N, K) bool, of `prediction_sets`
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
-)->dict: # figures coverage, coverage_<class> …, size (classes per set), single and empty (shares of scans)
-    "How often sets contain the truth, and how large they are; raises `OctError` where they do not fit the table"
+    sets:np.ndarray, # (N, K) bool, from `prediction_sets`
+    resamples:int=2000, # number of resamples of patients
+    seed:int=0, # seed of the resampling
+)->dict: # metrics coverage, coverage_<class> …, size (classes per set), single and empty (shares of scans)
+    "How often sets contain the truth, and how large they are; raises `OctError` if they don't fit the table"
     df = check_predictions(df)
     k,size = classes_of(df),sets.sum(1)
     kw = dict(who=patients_of(df), resamples=resamples, seed=seed)

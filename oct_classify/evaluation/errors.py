@@ -1,4 +1,4 @@
-"""Where a classifier was wrong, and which scans it takes for alike
+"""Which scans a classifier gets wrong, and which look alike to it
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/errors.html.md"""
 
@@ -23,7 +23,7 @@ from ..plotting import *
 
 # %% ../../nbs/api/evaluation/errors.ipynb #5c81fcd7
 def losses(preds:pd.DataFrame)->pd.DataFrame:
-    "A checked prediction table with loss (negative log likelihood), wrong, confidence (0 to 1) and patient_code"
+    "A checked prediction table with added loss (negative log likelihood), wrong, confidence (0 to 1) and patient_code"
     p = check_predictions(preds)
     q = probs(p)
     of_label = q[np.arange(len(p)), p.label.map(classes_of(p).index)]
@@ -31,7 +31,7 @@ def losses(preds:pd.DataFrame)->pd.DataFrame:
     return p.assign(loss=loss, wrong=p.predicted != p.label, confidence=q.max(1), patient_code=patients_of(p))
 
 def top_losses(preds:pd.DataFrame, n:int|None=12)->pd.DataFrame:
-    "The `n` patients (None: all) of highest mean loss, with label, predicted, confidence and path of the worst scan"
+    "The `n` patients (None: all) with the highest mean loss; label, predicted, confidence and path of the worst scan"
     p = losses(preds).sort_values(['wrong', 'loss'], ascending=False, kind='stable')
     worst = {k: (k, 'first') for k in ('label', 'predicted', 'confidence', 'path')}
     t = p.groupby('patient_code', sort=False).agg(patient=('patient', 'first'), scans=('path', 'size'),
@@ -40,20 +40,20 @@ def top_losses(preds:pd.DataFrame, n:int|None=12)->pd.DataFrame:
 
 # %% ../../nbs/api/evaluation/errors.ipynb #4d9c06c2
 def short_name(path, n:int=32)->str:
-    "A file's name in at most `n` characters, its middle left out"
+    "A file's name, shortened in the middle to at most `n` characters"
     name = printable(Path(path).name)
     return name if len(name) <= n else f'{name[:n//2-1]}…{name[-n//2:]}'
 
 def scan_sheet(data, rows, cols:int)->Figure|None:
-    "A grid `cols` wide of `rows` (path in the folder `data`, class, caption of two lines); None without rows"
+    "Scans in a grid `cols` wide; `rows` are (path in the folder `data`, class, caption of two lines); None if empty"
     if not rows: return None
     captions = [f'{caption}\n{short_name(path, 130//cols)}' for path,_,caption in rows]
     fig = contact_sheet([Path(data)/r[0] for r in rows], captions, [colour(r[1]) for r in rows], cols, 8.8/cols)
-    fig.get_layout_engine().set(h_pad=.1) # room for three lines
+    fig.get_layout_engine().set(h_pad=.1) # space for three lines
     return fig
 
 def plot_top_losses(preds:pd.DataFrame, data, n:int=8)->Figure|None:
-    "The `n` patients of highest mean loss, by their worst mistakes, from the folder `data`; None if all are right"
+    "The worst mistakes of the `n` patients with the highest mean loss, from the folder `data`; None if all are right"
     rows = []
     for r in top_losses(preds, None).query('wrong > 0')[:n].itertuples():
         who = 'unknown patient' if pd.isna(r.patient) else f'patient {r.patient}'
@@ -63,11 +63,11 @@ def plot_top_losses(preds:pd.DataFrame, data, n:int=8)->Figure|None:
 
 # %% ../../nbs/api/evaluation/errors.ipynb #6d7b9467
 def in_turn(table:pd.DataFrame, n:int)->pd.DataFrame:
-    "The first `n` rows of a table with `patient_code`, no patient twice before all had a turn"
+    "The first `n` rows of a table with `patient_code`, no patient twice until each has appeared once"
     return table.iloc[np.argsort(table.groupby('patient_code').cumcount(), kind='stable')[:n]]
 
 def confusions(preds:pd.DataFrame)->pd.DataFrame:
-    "Each pair of label and answer that occurs: scans, patients, class_scans (with that label), cost; dearest first"
+    "Confusions of a label with an answer: scans, patients, class_scans (with that label), cost; most costly first"
     p = losses(preds)
     classes,cost = classes_of(p),error_cost(classes_of(p))
     pairs = p[p.wrong].groupby(['label', 'predicted'], as_index=False)
@@ -80,10 +80,10 @@ def confusions(preds:pd.DataFrame)->pd.DataFrame:
 def confusion_gallery(
     preds:pd.DataFrame, # prediction table
     data, # folder that its paths are relative to
-    n:int=5, # scans per pair
-    pairs:int=12, # the dearest; with four classes that is all
-)->Figure|None: # None where every scan is right
-    "Scans of every confusion, dearest pairs and surest mistakes first"
+    n:int=5, # scans per confusion
+    pairs:int=12, # number of confusions, most costly first; with four classes 12 are all
+)->Figure|None: # None if every scan is right
+    "Scans of every confusion, most costly confusions and most confident mistakes first"
     p,rows = losses(preds).sort_values('confidence', ascending=False, kind='stable'),[]
     for r in confusions(preds)[:pairs].itertuples():
         about = f'{r.scans:,} of {r.class_scans:,}, {plural(r.patients, "patient")}, cost {r.cost:.0f}'
@@ -93,7 +93,7 @@ def confusion_gallery(
 
 # %% ../../nbs/api/evaluation/errors.ipynb #d4fb734a
 def typical_and_doubtful(preds:pd.DataFrame, n:int=3)->pd.DataFrame:
-    "`n` scans per class and kind, with the second likeliest class, its probability p_second, and the margin to it"
+    "`n` scans per class and kind, with the second most likely class, its probability p_second, and the margin to it"
     p = losses(preds)
     classes,q = classes_of(p),probs(p)
     second = np.argsort(-q, 1, kind='stable')[:,1]
@@ -105,7 +105,7 @@ def typical_and_doubtful(preds:pd.DataFrame, n:int=3)->pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 def plot_typical(preds:pd.DataFrame, data, n:int=3)->Figure:
-    "The `n` most typical scans of each class, then its `n` most doubtful, from the folder `data`"
+    "The `n` most typical and the `n` most doubtful scans of each class, from the folder `data`"
     rows = []
     for o in typical_and_doubtful(preds, n).itertuples():
         answers = f'{o.predicted} {o.confidence:.0%}, {o.second} {o.p_second:.0%}'
@@ -113,7 +113,7 @@ def plot_typical(preds:pd.DataFrame, data, n:int=3)->Figure:
     return scan_sheet(data, rows, 2*n)
 
 def map_examples(preds:pd.DataFrame, n:int=8)->pd.DataFrame:
-    "Up to `n` scans for heat maps: of each class a right answer of middling confidence, then the worst mistakes"
+    "Up to `n` scans for heat maps: a right answer of median confidence for each class, then the worst mistakes"
     p = losses(preds)
     mistakes = in_turn(p[p.wrong].sort_values('loss', ascending=False, kind='stable'), n//2)
     classes = p[~p.wrong].sort_values('confidence', kind='stable').groupby('label')
@@ -122,7 +122,7 @@ def map_examples(preds:pd.DataFrame, n:int=8)->pd.DataFrame:
 
 # %% ../../nbs/api/evaluation/errors.ipynb #4c225e5c
 def embed(model, pixels:np.ndarray)->np.ndarray:
-    "The features (N, C) float32 that the head of a model or network reads of prepared scans (N, H, W) uint8"
+    "The features (N, C) float32 that a model or network passes to its head, for prepared scans (N, H, W) uint8"
     import torch
     if not len(pixels): raise OctError('There are no scans to embed: give at least one.')
     net,out = getattr(model, 'net', model),[]
@@ -138,7 +138,7 @@ def embed(model, pixels:np.ndarray)->np.ndarray:
 
 # %% ../../nbs/api/evaluation/errors.ipynb #a4c125be
 def lay_out(features, seed:int=0)->np.ndarray:
-    "Features (N, C) in the plane (N, 2): two principal components, or t-SNE where at least 30 scans differ"
+    "Positions in a plane (N, 2) for features (N, C): t-SNE if at least 30 scans differ, else two principal components"
     from sklearn import decomposition, manifold, preprocessing
     from threadpoolctl import threadpool_limits
     f = np.asarray(features, float)
@@ -154,17 +154,17 @@ def lay_out(features, seed:int=0)->np.ndarray:
 
 # %% ../../nbs/api/evaluation/errors.ipynb #09a10006
 def patient_codes(patients, n:int)->np.ndarray:
-    "Codes (N,) of patients from 0, as `patients_of` gives them; None: each of `n` scans is of its own patient"
+    "Codes (N,) of patients from 0, as in `patients_of`; None: each of `n` scans is its own patient"
     known = pd.Series([None]*n if patients is None else list(patients), dtype=object).map(str, na_action='ignore')
     return patients_of(pd.DataFrame(dict(path=np.arange(n).astype(str), patient=known)))
 
 def neighbour_accuracy(
     features, # (N, C), from `embed` or `lay_out`
     labels, # (N,)
-    patients=None, # (N,); None: every scan is its own
-    k:int=5, # nearest scans that vote
+    patients=None, # (N,); None: every scan is its own patient
+    k:int=5, # number of nearest scans that vote
 )->dict: # {'value', 'low', 'high', 'n'}
-    "How often the nearest scans of other patients vote for a scan's class; raises `OctError` if there are none"
+    "How often the nearest scans of other patients vote for a scan's class; raises `OctError` for one patient only"
     from sklearn import model_selection, neighbors, pipeline, preprocessing
     from threadpoolctl import threadpool_limits
     labels,who = np.asarray(labels),patient_codes(patients, len(labels))
@@ -182,7 +182,7 @@ def plot_embedding(
     predicted=None, # (N,) answers; mistakes become crosses
     near:dict|None=None, # from `neighbour_accuracy`, for the title
 )->Figure:
-    "The map of scans in the colours of their classes; raises `OctError` without points, or unless all are as many"
+    "The map of scans in the colours of their classes; raises `OctError` without points, or if the numbers differ"
     xy,labels = np.asarray(xy, float),np.asarray(labels)
     predicted = labels if predicted is None else np.asarray(predicted)
     if not len(xy): raise OctError('The map has no points: give at least one scan.')

@@ -1,4 +1,4 @@
-"""From a table of predictions to figures with intervals
+"""From a table of predictions to metrics with intervals
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/figures.html.md"""
 
@@ -22,7 +22,7 @@ from ..plotting import new_figure
 
 # %% ../../nbs/api/evaluation/figures.ipynb #05f73906
 def classes_of(df:pd.DataFrame)->tuple:
-    "The classes of a prediction table, in our order where they are ours"
+    "The classes of a prediction table: those of `CLASSES` first, in that order"
     got = [c[2:] for c in df.columns if c.startswith('p_')]
     return tuple(c for c in CLASSES if c in got) + tuple(c for c in got if c not in CLASSES)
 
@@ -31,7 +31,7 @@ def probs(df:pd.DataFrame)->np.ndarray:
     return df[[f'p_{c}' for c in classes_of(df)]].to_numpy(float)
 
 def check_columns(df:pd.DataFrame)->np.ndarray:
-    "Probabilities (N, K) of a table, or an `OctError` that says which column is at fault"
+    "Probabilities (N, K) of a table; raises `OctError` naming the column at fault"
     gone = [c for c in ('path', 'label') if c not in df]
     if gone or len(classes_of(df)) < 2: raise OctError('The prediction table lacks '
         f'{" and ".join(gone) or "probability columns"}: it needs path, label and one p_<class> column per class.')
@@ -42,11 +42,11 @@ def check_columns(df:pd.DataFrame)->np.ndarray:
         'give numbers from 0 to 1.') from None
 
 def check_predictions(df:pd.DataFrame)->pd.DataFrame:
-    "A table with its columns patient and predicted; raises an `OctError` with the first fault and the row that has it"
+    "A checked table with columns patient and predicted; raises `OctError` with the first fault and its row"
     p,k = check_columns(df),classes_of(df)
     off = abs(p.sum(1)-1)
     d = next((d for d in (1, 2) if np.allclose(p, p.round(d), rtol=0, atol=1e-9)), 9) # digits after the point
-    room = 1e-2 if np.isin(p, (0, 1)).all() else max(1e-2, len(k)*.5*10.**-d+1e-9) # what rounding can take or add
+    room = 1e-2 if np.isin(p, (0, 1)).all() else max(1e-2, len(k)*.5*10.**-d+1e-9) # what rounding can change
     faults = {
         'has a missing or infinite probability': ~np.isfinite(p).all(1),
         'has a probability outside 0 to 1': ((p < -1e-6) | (p > 1+1e-6)).any(1),
@@ -62,17 +62,17 @@ def check_predictions(df:pd.DataFrame)->pd.DataFrame:
     return df.assign(patient=who.astype('string'), predicted=np.array(k)[p.argmax(1)])
 
 def patients_of(df:pd.DataFrame)->np.ndarray:
-    "Codes (N,) from 0: which patient each scan is of; a scan of an unknown patient is a patient of its own"
+    "Codes (N,) of each scan's patient, from 0; a scan of an unknown patient counts as its own patient"
     return pd.factorize(df.patient.astype('string').fillna('path '+df.path.astype('string')))[0]
 
 def imaginary(
-    patients:int=60, # of the test set
+    patients:int=60, # number of patients in the test set
     skill:float=2.5, # how far the right class stands out; 1.5: some 65 % right, 2.5: 84 %, 4: 98 %
-    scans:float=2.5, # per patient, on average
+    scans:float=2.5, # scans per patient, on average
     alike:float=.6, # share of the variance that scans of a patient have in common
-    seed=0, # anything that numpy's generator takes
+    seed=0, # anything that numpy's generator accepts
 )->pd.DataFrame: # prediction table
-    "Predictions of an imaginary model on an imaginary test set, to try things on, or to plan the size of a study"
+    "Predictions of a simulated model on a simulated test set, to experiment with, or to plan the size of a study"
     rng,k = np.random.default_rng(seed),len(CLASSES)
     who = np.repeat(np.arange(patients), rng.geometric(1/scans, patients).clip(1, 20))
     y,n = rng.integers(0, k, patients)[who],len(who)
@@ -91,19 +91,19 @@ def confusion(df:pd.DataFrame)->np.ndarray:
     return pd.crosstab(df.label, df.predicted).reindex(index=k, columns=k, fill_value=0).to_numpy()
 
 def error_cost(classes)->np.ndarray|None:
-    "Kermany's cost (K, K) of calling row column, or None where the classes are not theirs"
+    "Kermany's cost (K, K) of answering column for label row, or None if the classes are not theirs"
     if not set(classes) <= set(CLASSES): return None
     at = [CLASSES.index(c) for c in classes]
     return COSTS[np.ix_(at, at)]
 
 def of_decision(tp, positives, called, n, name:str)->dict:
-    "Figures of a yes-no decision from counts: true positives, positives, those called so, and all"
+    "Metrics of a yes-no decision from counts: true positives, positives, scans called positive, and all scans"
     tn = n-positives-called+tp
     parts = dict(sensitivity=(tp, positives), specificity=(tn, n-positives), ppv=(tp, called), npv=(tn, n-called))
-    return {name.replace('{}', m, 1): ratio(a, b) for m,(a,b) in parts.items()} # a class may be called {}, too
+    return {name.replace('{}', m, 1): ratio(a, b) for m,(a,b) in parts.items()} # even a class may be named {}
 
 def from_confusion(c:np.ndarray, classes)->dict:
-    "Every figure {name: array (…)} that confusion matrices (…, K, K) of these classes hold; nan where undefined"
+    "All metrics {name: array (…)} of confusion matrices (…, K, K) of these classes; nan if undefined"
     c = np.asarray(c, float)
     n,row,col = c.sum((-2, -1)),c.sum(-1),c.sum(-2)
     hit = np.diagonal(c, axis1=-2, axis2=-1)
@@ -122,11 +122,11 @@ def from_confusion(c:np.ndarray, classes)->dict:
 
 # %% ../../nbs/api/evaluation/figures.ipynb #b32ecd5b
 def ours(df:pd.DataFrame)->bool:
-    "Does the table know our classes alone, and so what is urgent?"
+    "Whether the table has only our classes, including an urgent one"
     return set(classes_of(df)) <= set(CLASSES) and bool(set(classes_of(df)) & set(URGENT))
 
 def scored(df:pd.DataFrame, what:str='urgent')->tuple:
-    "Of urgent disease or a class: (N,) bool, is it, and (N,) its probability; raises `OctError` for an unknown class"
+    "Labels (N,) bool and probabilities (N,) of urgent disease or a class; raises `OctError` for an unknown class"
     k,names = classes_of(df),', '.join(classes_of(df))
     if what in k: return (df.label == what).to_numpy(), probs(df)[:,k.index(what)]
     if what != 'urgent': raise OctError(f'There is no class {what!r} in this table: choose one of {names}.')
@@ -135,13 +135,13 @@ def scored(df:pd.DataFrame, what:str='urgent')->tuple:
     return df.label.isin(URGENT).to_numpy(), probs(df)[:,np.isin(k, URGENT)].sum(1)
 
 def all_scored(df:pd.DataFrame)->dict:
-    "{decision: (is it, its probability)} of every decision that the table knows"
+    "{decision: (labels, probabilities)}, as from `scored`, of all decisions that the table allows"
     return ({'urgent': scored(df)} if ours(df) else {}) | {c: scored(df, c) for c in classes_of(df)}
 
 class FiguresByWeight:
-    "Every figure of a table as a function of how much each patient counts"
+    "All metrics of a table as a function of the weights of its patients"
     def __init__(self, df:pd.DataFrame, who:np.ndarray, most:int|None=None):
-        "A checked table, codes (N,) of patients, and how many steps of a score to look at; None: all, which is exact"
+        "A checked table, patient codes (N,), and the most steps of a score to use; None: all, which is exact"
         self.classes,self.urgent = classes_of(df),ours(df)
         label,predicted = [pd.Categorical(df[c], self.classes).codes.astype(int) for c in ('label', 'predicted')]
         at = label*len(self.classes)+predicted, who
@@ -149,7 +149,7 @@ class FiguresByWeight:
         self.tallies = {what: tallies(y, levels(score, most), who) for what,(y,score) in all_scored(df).items()}
 
     def __call__(self, weights:np.ndarray)->dict:
-        "Every figure, {name: (B,)}, for each column of weights (patients, B); nan where undefined"
+        "All metrics, {name: (B,)}, for each column of weights (patients, B); nan if undefined"
         k = len(self.classes)
         out = from_confusion((self.counts@weights).T.reshape(-1, k, k), self.classes)
         areas = {what: auc_and_ap(*(t@weights for t in sides)) for what,sides in self.tallies.items()}
@@ -161,13 +161,13 @@ class FiguresByWeight:
         return out
 
 def values(df:pd.DataFrame)->dict:
-    "Every figure of a checked prediction table, {name: float}, without intervals; nan where undefined"
+    "All metrics of a checked prediction table, {name: float}, without intervals; nan if undefined"
     who = patients_of(df)
     return {m: float(v[0]) for m,v in FiguresByWeight(df, who)(np.ones((who.max()+1, 1))).items()}
 
 # %% ../../nbs/api/evaluation/figures.ipynb #9d20f6a5
 def per_scan(df:pd.DataFrame)->dict:
-    "Figures that are means over scans: {name: (what each adds (N,), which are counted (N,), the most that one adds)}"
+    "Metrics that are means over scans: {name: (what each scan adds (N,), which count (N,), the most a scan can add)}"
     k,every = list(classes_of(df)),np.ones(len(df), bool)
     cost = error_cost(k)
     out = dict(accuracy=((df.predicted == df.label).to_numpy(), every, 1.))
@@ -177,16 +177,16 @@ def per_scan(df:pd.DataFrame)->dict:
     return out | dict(urgent_sensitivity=(y & called, y, 1.), urgent_specificity=(~y & ~called, ~y, 1.))
 
 def is_area(name:str)->bool:
-    "Is the figure an AUC or an average precision?"
+    "Whether a metric is an AUC or an average precision"
     return '_ap' in name or 'auc' in name or name.startswith('ap_')
 
 def kind_and_scale(name:str)->tuple:
-    "What `interval` takes a figure for, and its least and greatest value"
+    "The kind of a metric for `interval`, and its least and greatest value"
     if name == 'weighted_error': return 'mean', (0., 4.)
     return 'area' if is_area(name) else 'share', (-1. if name in ('kappa', 'mcc') else 0., 1.)
 
 def members(df:pd.DataFrame, name:str)->np.ndarray:
-    "Which scans a figure is about, (N,) bool"
+    "Which scans a metric is computed on, (N,) bool"
     first,_,second = name.partition('_')
     kind,wanted = (second, URGENT) if first == 'urgent' else (first, [second])
     if kind in ('sensitivity', 'specificity'): return (df.label.isin(wanted) == (kind == 'sensitivity')).to_numpy()
@@ -194,7 +194,7 @@ def members(df:pd.DataFrame, name:str)->np.ndarray:
     return np.ones(len(df), bool)
 
 def patients_behind(df:pd.DataFrame, who:np.ndarray, names)->dict:
-    "How many patients each figure rests on: those of its scans; of an area those of the rarer side of its decision"
+    "How many patients each metric rests on: those of its scans, or of the rarer side of the decision for an area"
     rarer = {what: min(len(np.unique(who[o])) for o in (y, ~y)) for what,(y,_) in all_scored(df).items()}
     rarest = min(rarer[c] for c in classes_of(df))
     out = {}
@@ -206,10 +206,10 @@ def patients_behind(df:pd.DataFrame, who:np.ndarray, names)->dict:
     return out
 
 def figures(df:pd.DataFrame, resamples:int=2000, seed:int=0)->dict:
-    "Every figure {name: {'value', 'low', 'high', 'n' (scans)}}, 95 % interval by drawing patients; None if undefined"
+    "All metrics {name: {'value', 'low', 'high', 'n' (scans)}}, 95 % intervals over patients; None if undefined"
     df = check_predictions(df)
     who,found = patients_of(df),values(df)
-    cells = 16_000_000//max(16, min(len(df), 4096)) # of a block: what fits the processor's cache
+    cells = 16_000_000//max(16, min(len(df), 4096)) # per block, to fit the processor's cache
     blocks = over_blocks(FiguresByWeight(df, who, 4096), who.max()+1, resamples, seed, cells)
     behind = patients_behind(df, who, found)
     out = {}
@@ -242,12 +242,12 @@ OF_CLASS = dict(sensitivity='sensitivity', specificity='specificity', ppv='PPV',
 MAIN = ('accuracy', 'urgent_auc', 'urgent_sensitivity', 'weighted_error', 'urgent_specificity', 'macro_auc')
 
 def title(name:str)->str:
-    "A figure's name for people"
+    "The title of a metric for people"
     kind,_,c = name.partition('_')
     return NAMES.get(name) or f'{c}: {OF_CLASS.get(kind, kind)}'
 
 def in_percent(name:str)->bool:
-    "Is the figure a share, to be read in percent?"
+    "Whether a metric is a share, shown in percent"
     return not (is_area(name) or name in ('kappa', 'mcc', 'brier', 'nll'))
 
 def as_text(o:dict, name:str)->str:
@@ -258,11 +258,11 @@ def as_text(o:dict, name:str)->str:
     return f"{o['value']*s:.{d}f}{unit}{limits}"
 
 def figure_table(figs:dict)->pd.DataFrame:
-    "Figures for people, one a row"
+    "Metrics for people, one per row"
     return pd.DataFrame([dict(figure=title(m), value=as_text(o, m), scans=o['n']) for m,o in figs.items()])
 
 def class_table(figs:dict)->pd.DataFrame:
-    "The figures of each class side by side, one a row, and those of the urgent decision"
+    "The metrics of each class, one class per row, and those of the urgent decision"
     names = {m.partition('_')[2]: '{}_'+m.partition('_')[2] for m in figs if m.startswith('sensitivity_')}
     if 'urgent_auc' in figs: names['urgent referral'] = 'urgent_{}'
     def cell(name): return as_text(figs[name], name)
@@ -270,7 +270,7 @@ def class_table(figs:dict)->pd.DataFrame:
     return pd.DataFrame([{'': c} | row(name) for c,name in names.items()])
 
 def plot_confusion(df:pd.DataFrame)->Figure:
-    "Confusion matrix, rows are the labels"
+    "Confusion matrix; rows are labels, columns the model's answers"
     df = check_predictions(df)
     c,k = confusion(df),classes_of(df)
     ax = new_figure(4.4, 4).add_subplot()

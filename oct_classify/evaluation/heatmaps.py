@@ -1,4 +1,4 @@
-"""Where did it look, and is the map to be believed?
+"""Where did the model look, and can you trust the map?
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/heatmaps.html.md"""
 
@@ -37,11 +37,11 @@ from ..training.network import Ensemble, Stages
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #139c410a
 def against_normal(classes, target:int)->bool:
-    "Whether the evidence for class number `target` is against NORMAL, or else against the mean of the others"
+    "Whether the evidence for class number `target` is against NORMAL; if not, it is against the mean of the others"
     return 'NORMAL' in classes and classes[target] != 'NORMAL'
 
 def contrast(classes, target:int)->np.ndarray:
-    "Weights (K,) float32 of the logits in the score that is mapped"
+    "Weights (K,) float32 of the logits in the mapped score"
     d = np.full(len(classes), -1/(len(classes)-1), np.float32)
     if against_normal(classes, target): d = -np.array([c == 'NORMAL' for c in classes], np.float32)
     d[target] = 1
@@ -49,10 +49,10 @@ def contrast(classes, target:int)->np.ndarray:
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #8e93f2ae
 class NoMap(OctError):
-    "The network, the method or the class does not fit, so no other scan would do better"
+    "The network, the method or the class doesn't fit, so other scans would fail, too"
 
 def pooled_maps(net, x)->list:
-    "(map, kind of pooling) of all that the head of a network reads of scans `x`; empty if it reads no maps"
+    "(map, kind of pooling) of everything that the head of a network reads for scans `x`; empty if it reads no maps"
     if not (isinstance(net, nn.Sequential) and hasattr(net, 'body') and hasattr(net, 'head')): return []
     px = net.pixels(x)
     if isinstance(net.body, Stages): return [(m, kind) for m in net.body.maps(px) for kind in ('mean', 'max')]
@@ -60,7 +60,7 @@ def pooled_maps(net, x)->list:
     return [(m, 'mean')] if m.shape[2]*m.shape[3] > 1 else []
 
 def spread(m, size)->torch.Tensor:
-    "Maps (N, h, w) at `size`, sums kept"
+    "Maps (N, h, w) resized to `size`, keeping their sums"
     return nn.functional.interpolate(m[:,None], size, mode='bilinear')[:,0]*(m.shape[1]*m.shape[2]/size[0]/size[1])
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #5b1f0c14
@@ -70,8 +70,8 @@ def evidence(
     x:torch.Tensor, # (N, H, W) float, greys 0-255
     d:torch.Tensor, # (N, K), from `contrast`
     kinds:tuple=('mean', 'max'), # which of the head's inputs to show
-)->torch.Tensor: # (N, H, W) float; sums to the score but for a constant
-    "The score split over positions, exactly, as far as the head is linear; raises `OctError` without maps"
+)->torch.Tensor: # (N, H, W) float; sums to the score up to a constant
+    "The score split over positions, exactly if the head is linear; raises `OctError` if the head reads no maps"
     maps = pooled_maps(net, x)
     if not maps: raise NoMap('The head of this network reads no maps: choose the method occlusion.')
     norm,_,last = net.head
@@ -92,22 +92,22 @@ cam = partial(evidence, kinds=('mean',)) # Zhou et al., CVPR 2016, over several 
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #a140b48a
 def captum_class(name:str):
-    "A class of captum; raises `OctError` where that is not installed"
+    "A class of captum; raises `OctError` if captum isn't installed"
     try: return getattr(importlib.import_module('captum.attr'), name)
     except ImportError: raise NoMap("This method needs captum: pip install 'oct_classify[maps]'.") from None
 
 def score(net, x, d)->torch.Tensor:
-    "What is mapped (N,): the contrast of a network's logits"
+    "The mapped score (N,): the contrast of a network's logits"
     return (net(x)*d).sum(1)
 
 def blurred(x:torch.Tensor, share:float=.06)->torch.Tensor:
-    "Scans (N, H, W) without detail, which stand for 'nothing to see here'; sigma is a share of the height"
+    "Scans (N, H, W) blurred to a baseline with nothing to see; `share` is sigma as a share of the height"
     sigma = share*x.shape[1]
     return torch.from_numpy(ndimage.gaussian_filter(x.cpu().numpy(), (0, sigma, sigma), mode='nearest')).to(x)
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #5b1f0c22
 def at_layer(name:str, net, x, d, height:float=0)->torch.Tensor:
-    "What the last map (N, C, h, w) of at least `height` rows adds to the score, by a class of captum"
+    "What the last map (N, C, h, w) with at least `height` rows adds to the score, computed by a class of captum"
     layers = []
     def note(module, _, out):
         if isinstance(module, (Stages, nn.Sequential)) or not isinstance(out, torch.Tensor) or out.ndim != 4: return
@@ -120,22 +120,22 @@ def at_layer(name:str, net, x, d, height:float=0)->torch.Tensor:
     return method.attribute(x.clone().requires_grad_(), additional_forward_args=d).detach()
 
 def grad_cam(net, x, d)->torch.Tensor:
-    "captum's Grad-CAM at the last map"
+    "Grad-CAM from captum at the last map"
     return spread(at_layer('LayerGradCam', net, x, d)[:,0], x.shape[1:])
 
 def layer_cam(net, x, d)->torch.Tensor:
-    "Positive gradient times activation at the last map of an eighth of the height"
+    "Positive gradient times activation at the last map with an eighth of the height"
     return spread(at_layer('LayerGradientXActivation', net, x, d, x.shape[1]/8).clamp(min=0).sum(1), x.shape[1:])
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #5b1f0c26
 def integrated_gradients(net, x, d, steps:int=8)->torch.Tensor:
-    "captum's, from the blurred scan to the scan in so many steps"
+    "Integrated gradients from captum, from the blurred scan to the scan in `steps` steps"
     options = dict(additional_forward_args=d, n_steps=steps, internal_batch_size=32)
     return captum_class('IntegratedGradients')(partial(score, net)).attribute(x, blurred(x), **options).detach().to(x)
 
 @torch.no_grad()
 def occlusion(net, x, d, box:float=.2)->torch.Tensor:
-    "captum's, a box of that share of the height blurred, by half boxes"
+    "Occlusion from captum: a box, `box` times the height, is blurred and moved by half its size"
     k = max(2, round(box*x.shape[1]))
     options = dict(baselines=blurred(x), additional_forward_args=d, perturbations_per_eval=8)
     return captum_class('Occlusion')(partial(score, net)).attribute(x, (k, k), (k//2, k//2), **options).to(x)
@@ -148,34 +148,34 @@ LEAST = 2. # log-odds below which such a map is left blank
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #346450e7
 def as_model(model)->OctModel:
-    "An `OctModel`, or that of a Learner from `oct_learner`; raises `OctError` where it is neither"
+    "An `OctModel`, as given or made from a Learner of `oct_learner`; raises `OctError` for anything else"
     if isinstance(model, OctModel): return model
     try: net,packed,classes = model.model,model.dls.train_ds.packed,model.dls.vocab
     except AttributeError:
         raise OctError('This is neither an OctModel nor a learner from oct_learner: wrap the network as '
             'OctModel(nn.Sequential(Pixels(mean, std), net), config).') from None
-    if not hasattr(net, 'body'): # but fastai's body and head
+    if not hasattr(net, 'body'): # fastai's body and head
         net = nn.Sequential(OrderedDict(zip(('pixels', 'body', 'pool', 'head'), (*net[0], *net[1]))))
     config = dict(classes=list(map(str, classes)), size=list(packed.size), view=packed.view, mirror=True)
     return OctModel(net, config | dict(temperature=1., thresholds=dict(urgent=.5)))
 
 def class_numbers(classes, target, n:int)->np.ndarray:
-    "Numbers (n,) of a class that is given by name or number, or of one per scan; raises `OctError` for an unknown one"
+    "Class numbers (n,) from one name or number, or one per scan; raises `OctError` for an unknown class"
     if isinstance(target, (str, int, np.integer)): target = [target]*n
     try: return np.array([classes.index(t) if isinstance(t, str) else range(len(classes))[t] for t in target])
     except (ValueError, IndexError): raise NoMap(f'Unknown class: choose a target of {", ".join(classes)}.') from None
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #d579c4dd
 def strength(maps:np.ndarray)->np.ndarray:
-    "How much evidence there is for the class (N,), in log-odds where the method is one of `ADDITIVE`"
+    "How much evidence there is for the class (N,), in log-odds if the method is one of `ADDITIVE`"
     return np.clip(maps, 0, None).sum((1, 2))
 
 def blank(maps:np.ndarray, least:float=LEAST)->np.ndarray:
-    "A copy of maps (N, H, W), those with less than `least` log-odds of evidence set to 0"
+    "A copy of maps (N, H, W), with 0 for maps with less than `least` log-odds of evidence"
     return np.where((strength(maps) >= least)[:,None,None], maps, 0).astype(np.float32)
 
 def moved(x, dy:int, dx:int)->torch.Tensor:
-    "Pictures (N, H, W) moved by (dy, dx) pixels, their edges repeated"
+    "Images (N, H, W) moved by (dy, dx) pixels, with repeated edges"
     m = max(abs(dy), abs(dx))
     return nn.functional.pad(x[:,None], (m,)*4, mode='replicate')[:,0,m-dy:m-dy+x.shape[1],m-dx:m-dx+x.shape[2]]
 
@@ -184,10 +184,10 @@ def heat_map(
     pixels, # (H, W) or (N, H, W) uint8, prepared
     target=None, # class, by name or number, or one per scan; None: what the model predicts
     method:str=BEST, # one of `METHODS`
-    bs:int=16, # scans at a time
-    least:float=LEAST, # log-odds of evidence below which a map is left blank; 0: show anything
-)->np.ndarray: # (N, H, W) float32; positive where the pixels speak for the class
-    "Where the evidence for a class lies; raises `OctError` where method, class or network don't fit"
+    bs:int=16, # batch size, in scans
+    least:float=LEAST, # log-odds of evidence below which a map is left blank; 0: show every map
+)->np.ndarray: # (N, H, W) float32; positive where the pixels are evidence for the class
+    "Where the evidence for a class lies; raises `OctError` if method, class or network don't fit"
     if method not in METHODS: raise NoMap(f'There is no method {method!r}: choose one of {", ".join(METHODS)}.')
     model,px = as_model(model),np.asarray(pixels, np.uint8)
     px = px[None] if px.ndim == 2 else px
@@ -213,9 +213,9 @@ def hits(
     maps, # (H, W) each; all zeros: chance
     masks, # (H, W) bool each
     seen=None, # (H, W) bool each: where a map may point; None: everywhere
-    tolerance:float=.03, # in shares of the height
-)->np.ndarray: # (N,) shares from 0 to 1; `share` makes a figure of them
-    "Whether the maximum of each map lies in its mask, or near it; maxima that are tied count by their share"
+    tolerance:float=.03, # as a share of the height
+)->np.ndarray: # (N,) shares from 0 to 1; `share` turns them into a hit rate
+    "Whether the maximum of each map lies in or near its mask; tied maxima count by their share"
     out = []
     for i,(m,mask) in enumerate(zip(maps, masks)):
         near = ndimage.distance_transform_edt(~mask) <= tolerance*len(mask) if mask.any() else mask
@@ -225,13 +225,13 @@ def hits(
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #57992b6f
 def draw_scan(
-    axs, # a pair: for the scan, and for the scan with the map over it
+    axs, # a pair: for the plain scan, and for the scan with the map
     grey:np.ndarray, # (H, W) uint8
     heat:np.ndarray, # (H, W) float
-    meaning:str, # of the colours, beside the colour bar
+    meaning:str, # what the colours mean, for the colour bar
     um:float|None=None, # micrometres per column; None: no scale bar
 ):
-    "A scan beside itself with the map over it"
+    "Draw a scan, and next to it the scan with the map over it"
     for ax,picture in zip(axs, (grey, overlay(grey, heat))):
         ax.imshow(picture, cmap='gray', vmin=0, vmax=255)
         ax.tick_params(labelsize=7)
@@ -246,7 +246,7 @@ def draw_scan(
     bar.ax.tick_params(labelsize=7)
 
 def scan_title(model, name:str, logits, target:int)->str:
-    "What a scan is called, and which class the map is of"
+    "The model's answer for a scan, and the class of the map"
     p = model.calibrated(logits[None])
     best,label = int(p[0].argmax()),model.table([name], p).label[0]
     other = f'; map of {model.classes[target]}, {p[0,target]:.0%}' if target != best else ''
@@ -254,7 +254,7 @@ def scan_title(model, name:str, logits, target:int)->str:
     return f'{Path(name).name[:40]}\ncalled {model.classes[best]}, {p[0,best]:.0%}{other}{known}'
 
 def map_meaning(classes, target:int, heat, method:str=BEST)->str:
-    "What the colours of a map (H, W) say, in two lines"
+    "What the colours of a map (H, W) mean, in two lines"
     others = 'NORMAL' if against_normal(classes, target) else 'the others'
     what = f'evidence for {classes[target]}\nagainst {others}'
     if method not in ADDITIVE: return f'{what},\nshare of the strongest'
@@ -262,20 +262,20 @@ def map_meaning(classes, target:int, heat, method:str=BEST)->str:
     return f'{what}: {strength(heat[None])[0]:.0f} log-odds,\nshare of the strongest'
 
 class ScanMap(NamedTuple):
-    "A scan and where the evidence for a class lies in it"
+    "A scan and the map of the evidence for a class"
     grey:np.ndarray # (H, W) uint8, the scan as stored
     heat:np.ndarray # (H, W) float
-    label:str # the class
-    title:str # what the scan is called
-    meaning:str # of the colours
+    label:str # the class that the map is for
+    title:str # the model's answer
+    meaning:str # what the colours mean
 
 def scan_maps(
     model, # `OctModel` or Learner
-    images, # paths, bytes, PIL images, arrays, or scans of `scans_of`; one or several
+    images, # paths, bytes, PIL images, arrays, or scans from `scans_of`; one or several
     method:str=BEST, # one of `METHODS`
     target=None, # class, by name or number, or one per scan; None: what the model predicts
 )->list: # of `ScanMap`
-    "Where the evidence for a class lies in each scan; raises `OctError` where one can't be read"
+    "Maps of the evidence for a class in each scan; raises `OctError` if a scan can't be read"
     model = as_model(model)
     single = isinstance(images, (str, Path, bytes)) or hasattr(images, 'mode') or hasattr(images, 'image') # PIL, a scan
     scans = as_scans([images] if single or getattr(images, 'ndim', 0) == 2 else list(images))
@@ -292,12 +292,12 @@ def scan_maps(
 
 def explain(
     model, # `OctModel` or Learner
-    images, # paths, bytes, PIL images, arrays, or scans of `scans_of`; one or several
+    images, # paths, bytes, PIL images, arrays, or scans from `scans_of`; one or several
     method:str=BEST, # one of `METHODS`
     target=None, # class, by name or number; None: what the model predicts
-    um:float|None=None, # micrometres per column, for those who know it; None: no scale bar
+    um:float|None=None, # micrometres per column, if known; None: no scale bar
 )->Figure:
-    "Each scan as stored, and the evidence for a class laid over it; raises `OctError` where one can't be read"
+    "Each scan as stored, with the evidence for a class laid over it; raises `OctError` if a scan can't be read"
     maps = scan_maps(model, images, method, target)
     heights = [4*len(m.grey)/m.grey.shape[1]+.75 for m in maps]
     fig = new_figure(9.6, sum(heights))
@@ -309,12 +309,12 @@ def explain(
 
 # %% ../../nbs/api/evaluation/heatmaps.ipynb #19fd7d27
 class Explained(NamedTuple):
-    "What `explain_files` did"
+    "The result of `explain_files`"
     written:list # paths of the pictures
-    failed:list # (name of the scan, why it could not be read)
+    failed:list # (name of the scan, why it can't be read)
 
     def summary(self)->list: # sentences
-        "What to say at the end"
+        "The sentences to print at the end"
         done = f"{plural(len(self.written), 'scan')} explained: {self.written[0].parent/'index.html'}"
         return [*(f'{name}: {why}' for name,why in self.failed), done]
 
@@ -325,14 +325,14 @@ def picture_name(i:int, name)->str:
 
 def explain_files(
     model, # bundle folder, `OctModel` or Learner
-    paths, # a path or several, as `scans_of` takes them
+    paths, # one or several paths, as for `scans_of`
     out, # folder for the pictures and index.html
     method:str=BEST, # evidence, cam, grad_cam, layer_cam, integrated_gradients or occlusion
     target=None, # class; None: what the model predicts
     um:float|None=None, # micrometres per column
-    root=None, # as of `scans_of`
+    root=None, # as for `scans_of`
 )->Explained:
-    "A picture per scan, and a page of them all that grows with each; raises `OctError` where no scan could be read"
+    "Write a picture per scan and a page of all, updated after each scan; raises `OctError` if no scan can be read"
     scans = scans_of(paths, root)
     model = OctModel.load(model, engine='torch') if isinstance(model, (str, Path)) else as_model(model)
     out,written,failed = make_dir(out),{},[]

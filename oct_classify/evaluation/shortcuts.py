@@ -1,4 +1,4 @@
-"""What a model may have learned instead of disease: how it answers where the retina is masked, or all else changed
+"""What a model may have learned instead of disease: its answers if the retina is masked, or if something else is changed
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/shortcuts.html.md"""
 
@@ -27,7 +27,7 @@ from ..plotting import contact_sheet
 
 # %% ../../nbs/api/evaluation/shortcuts.ipynb #974d204b
 def retina_band(grey:np.ndarray)->np.ndarray:
-    "Where the retina lies (H, W) bool, on the generous side; all of the scan where it is not found for sure"
+    "Where the retina lies (H, W) bool, with generous margins; the whole scan if it is not found with certainty"
     retina = find_retina(fill_borders(grey))
     h,w = grey.shape
     if retina is None or retina.doubt: return np.ones((h, w), bool)
@@ -36,16 +36,16 @@ def retina_band(grey:np.ndarray)->np.ndarray:
 
 # %% ../../nbs/api/evaluation/shortcuts.ipynb #64011750
 def mask_retina(grey, rng=None):
-    "The band of the retina greyed, the white border left"
+    "Replace the band of the retina with grey, but keep the white border"
     masked = retina_band(grey) & ~white_border(grey)
     return np.where(masked, np.uint8(np.median(fill_borders(grey))), grey)
 
 def border_alone(grey, rng=None):
-    "The white border as it is, and grey within"
+    "Keep the white border, and replace everything else with grey"
     return np.where(white_border(grey), grey, np.uint8(40))
 
 def grey_frame(grey, rng=None):
-    "A strip of 6 % along the frame greyed"
+    "Replace a strip of 6 % along the frame with grey"
     filled = fill_borders(grey)
     out = np.full_like(filled, np.uint8(np.median(filled)))
     y,x = (max(1, round(.06*n)) for n in grey.shape)
@@ -53,20 +53,20 @@ def grey_frame(grey, rng=None):
     return out
 
 def mirrored(grey, rng=None):
-    "Left and right exchanged"
+    "Swap left and right"
     return grey[:,::-1].copy()
 
 def level_brightness(grey, rng=None):
-    "A mean grey of 45 without the white border, as far as doubling or halving gets there"
+    "Scale the mean grey without the white border to 45, by a factor from 0.5 to 2"
     gain = np.clip(45/max(1, fill_borders(grey).mean()), .5, 2)
     return np.where(white_border(grey), grey, np.clip(grey*gain, 0, 255).round().astype(np.uint8))
 
 def one_width(grey, rng=None):
-    "As wide as high"
+    "Resize to a width equal to the height"
     return np.asarray(Image.fromarray(grey).resize((len(grey),)*2, Image.BOX))
 
 def move_retina(grey, rng):
-    "Up or down by up to 30 % of the height, the retina inside; the strip along the edge is mirrored into the gap"
+    "Move up or down by up to 30 % of the height, keeping the retina inside; mirror the edge strip into the gap"
     g = fill_borders(grey)
     retina,h = find_retina(g),len(g)
     if retina is None or retina.doubt: return g
@@ -79,10 +79,10 @@ def move_retina(grey, rng):
     return np.concatenate([above, g, below])[up:up+h]
 
 class Disturbance(NamedTuple):
-    "A change of stored scans, and what it means if the model's answers are suspicious"
+    "A change to stored scans, and what it means if the model's answers are suspicious"
     change:Callable # function(grey, rng) -> grey, both uint8 (H, W)
     meaning:str='A loss: it leans on what was changed.'
-    retina_left:bool=True # else accuracy beyond chance is suspicious, and not its loss
+    retina_left:bool=True # if False, accuracy beyond chance is suspicious, not its loss
 
 AS_IS = Disturbance(lambda grey, rng: grey, '')
 DISTURBANCES = {
@@ -97,7 +97,7 @@ DISTURBANCES = {
 }
 
 def plot_disturbances(images)->Figure:
-    "Scans (paths or arrays) as they are, and under each disturbance; one row each"
+    "Scans (paths or arrays) undisturbed and under each disturbance, one row each"
     greys,scans,captions = [read_grey(o) for o in images],[],[]
     for name,d in ({'as it is': AS_IS} | DISTURBANCES).items():
         scans += [d.change(g, np.random.default_rng([0, i])) for i,g in enumerate(greys)]
@@ -106,18 +106,18 @@ def plot_disturbances(images)->Figure:
 
 # %% ../../nbs/api/evaluation/shortcuts.ipynb #ed589dbd
 def paired_change(before:np.ndarray, after:np.ndarray, who)->dict:
-    "Change of accuracy, -1 to 1, its low and high; of (N,) bool, right or not, and (N,) codes of patients"
+    "Change of accuracy, -1 to 1, with low and high, from (N,) bool, right or not, and (N,) codes of patients"
     o = share((1+after.astype(float)-before)/2, who=who)
     return {k: 2*o[k]-1 for k in ('value', 'low', 'high')}
 
 def judge(figure:dict, margin:float, chance:float=0.)->str:
-    "'suspicious' where all from low to high lies beyond the margin above chance, 'clear' where none does, else 'open'"
+    "'suspicious' if the whole interval exceeds chance by more than the margin, 'clear' if none of it does, else 'open'"
     if figure['value'] is None: return 'open'
     if figure['low']-chance > margin: return 'suspicious'
     return 'clear' if figure['high']-chance <= margin else 'open'
 
 def verdict(disturbance, measures:dict, margin:float)->str:
-    "On the loss where the retina is left, on the worse of kappa and AUC where it is not; '' for scans as they are"
+    "Judge the loss if the retina is kept, else the worse of kappa and AUC; '' for undisturbed scans"
     if disturbance is AS_IS: return ''
     if disturbance.retina_left:
         change = measures['change']
@@ -127,14 +127,14 @@ def verdict(disturbance, measures:dict, margin:float)->str:
 
 # %% ../../nbs/api/evaluation/shortcuts.ipynb #f705c4a0
 def disturbed_answers(
-    model, # as of `shortcut_check`
+    model, # as for `shortcut_check`
     images, # paths or arrays
     change, # function(grey, rng) -> grey
     seed:int=0, # scan `i` is disturbed with the generator of (seed, i)
 )->np.ndarray: # (N, K)
-    "Probabilities that the model gives to disturbed scans; raises `OctError` where there are none"
+    "The model's probabilities for disturbed scans; raises `OctError` if it gives none"
     tables = []
-    for start in range(0, len(images), 128): # blocks, as not all scans may fit into memory
+    for start in range(0, len(images), 128): # in blocks, because not all scans may fit into memory
         greys = []
         for i,image in enumerate(images[start:start+128], start):
             try: grey = read_grey(image)
@@ -142,22 +142,22 @@ def disturbed_answers(
                 name = image if isinstance(image, (str, Path)) else f'Image {i}'
                 raise OctError(f"{name} can't be used: leave it out. {e}") from None
             greys.append(change(grey, np.random.default_rng([seed, i])))
-        with quietly(): # how many were seen whole is no news here
+        with quietly(): # how many scans were seen whole doesn't matter here
             tables.append(model.predict(greys, abstain=False))
     p = pd.concat(tables)[[f'p_{c}' for c in model.classes]].to_numpy(float)
     if np.isnan(p).any(): raise OctError('Some disturbed scans got no answer: the model must take any grey image.')
     return p
 
 def shortcut_check(
-    model, # `OctModel`, or anything with `classes` and a `predict(images, abstain=False)` that gives columns p_…
+    model, # `OctModel`, or anything with `classes` and a `predict(images, abstain=False)` that returns columns p_…
     images, # paths or arrays, as stored
-    labels, # class of each
-    patients=None, # of each; None: every scan is its own
-    seed:int=0, # of the disturbances
-    margin:float=.05, # of accuracy, kappa or AUC: what is worth a word
+    labels, # class of each scan
+    patients=None, # patient of each scan; None: every scan is its own patient
+    seed:int=0, # seed of the disturbances
+    margin:float=.05, # smallest effect on accuracy, kappa or AUC that matters
     disturbances:dict=DISTURBANCES, # {name: `Disturbance`}
 )->pd.DataFrame: # a row each: scans, accuracy, change, kappa, auc (all with _low and _high), verdict, meaning
-    "How right the model still is on disturbed scans; raises `OctError` on scans or labels that can't be used"
+    "How accurate the model still is on disturbed scans; raises `OctError` for scans or labels that can't be used"
     images,labels = list(images),np.asarray(labels, object)
     if not images or len(images) != len(labels):
         raise OctError(f'Scans: {len(images)}, labels: {len(labels)}. Give at least one scan, and one label for each.')

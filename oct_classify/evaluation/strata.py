@@ -1,4 +1,4 @@
-"""For whom does it work? Figures by device, scan and patient, and what shared patients are worth
+"""For whom does it work? Metrics by device, scan and patient, and the effect of shared patients
 
 Docs: https://oct-classify.github.io/oct_classify/api/evaluation/strata.html.md"""
 
@@ -29,7 +29,7 @@ from ..plotting import new_figure
 TRAITS = ('width', 'height', 'border', 'found', 'doubt', 'contrast', 'spread', 'bow', 'tilt', 'scans')
 
 def traits_of(file)->dict:
-    "What can be measured on one scan; only the reason where it can't be read"
+    "The traits of one scan; only `unread`, the reason, if it can't be read"
     try: grey = read_grey(file)
     except OctError as e: return dict(unread=str(e))
     filled,mask = without_border(grey)
@@ -40,8 +40,8 @@ def traits_of(file)->dict:
     return out | dict(spread=retina.spread, bow=abs(retina.curve[0]), tilt=abs(retina.curve[1]))
 
 def scan_traits(df:pd.DataFrame, data)->pd.DataFrame:
-    """A table with the traits of its scans in a folder, measured without label: width and height (pixels), border
-    (share), contrast (0 to 1), spread, bow and tilt (of the height), scans (of the patient), and unread (why)"""
+    """A table with added traits of its scans in folder `data`, measured without the label: width and height (pixels),
+    border (share), contrast (0 to 1), spread, bow and tilt (of the height), scans (of the patient), unread (why)"""
     df = check_predictions(df)
     files = df.path.drop_duplicates()
     with ThreadPoolExecutor(os.cpu_count()) as ex:
@@ -51,18 +51,18 @@ def scan_traits(df:pd.DataFrame, data)->pd.DataFrame:
     return df.assign(**t, scans=np.bincount(who)[who])
 
 def thirds(v:pd.Series)->pd.Categorical:
-    "Numbers as thirds, named by their limits; two where the limits are the same"
+    "Thirds of numbers, named by their limits; two parts if the limits are equal"
     cuts = np.unique(np.quantile(v.dropna(), (1/3, 2/3)))
     short = [f'{o:.3g}' if abs(o) < 1000 else f'{o:.0f}' for o in cuts]
     names = [f'low: to {short[0]}', *[f'middle: to {o}' for o in short[1:]], f'high: over {short[-1]}']
     return pd.Categorical.from_codes(np.where(v.isna(), -1, np.searchsorted(cuts, v)), names, ordered=True)
 
 def level_name(o)->str:
-    "How a value of a trait is called"
+    "The name of a value of a trait"
     return f'{o:g}' if isinstance(o, (int, float, np.number)) and not isinstance(o, bool) else str(o)
 
 def strata(v:pd.Series, most:int=4)->pd.Series:
-    "Levels of one variable, ordered: more than `most` numbers become thirds, what is missing 'not known'"
+    "Ordered levels of one variable: more than `most` different numbers become thirds, missing values 'not known'"
     v = v.astype(object).where(v.notna(), None)
     words = v.map(lambda o: isinstance(o, (bool, np.bool_, str))).any()
     numbers = pd.to_numeric(v, errors='coerce')
@@ -76,7 +76,7 @@ def strata(v:pd.Series, most:int=4)->pd.Series:
 
 # %% ../../nbs/api/evaluation/strata.ipynb #b06d2d9f
 def wald(over:np.ndarray, n:np.ndarray, mix:np.ndarray)->np.ndarray:
-    "How far apart strata are (B,): by what patients add to the common mean (B, P), scans (B, P), and strata (P, L)"
+    "How far apart strata are (B,), from patients' excess over the mean (B, P), scans (B, P), and strata (P, L)"
     b,k = len(over),mix.shape[1]
     sq,c = over**2,n@mix/n.sum(1, keepdims=True)
     cross = (sq@mix)[:,:,None]*c[:,None]
@@ -89,9 +89,9 @@ def heterogeneity(
     hit, # (N,) what each scan adds
     level, # (N,) its stratum
     who, # (N,) its patient
-    permutations:int=2000, # of strata over patients
-)->float|None: # p value; None where there is nothing to compare
-    "Do strata differ more than if they were dealt out to patients at random? (Chung and Romano 2013)"
+    permutations:int=2000, # number of permutations of strata over patients
+)->float|None: # p value; None if there is nothing to compare
+    "Test whether strata differ more than if assigned to patients at random (Chung and Romano 2013)"
     (_,l),(_,w) = [np.unique(np.asarray(o), return_inverse=True) for o in (level, who)]
     hit,rng = np.asarray(hit, float),np.random.default_rng(0)
     if len(hit) < 2 or l.max() < 1 or np.ptp(hit) == 0 or w.max() < 2: return None
@@ -100,7 +100,7 @@ def heterogeneity(
     scans,patients = n.sum(1),len(n)
     over,mix = np.bincount(w, hit-hit.mean()),n/scans[:,None]
     seen = wald(over[None], scans[None], mix)[0]
-    more = 1 # what was seen counts as one of the deals
+    more = 1 # the observed assignment counts as one permutation
     size = max(1, min(permutations, 5_000_000//patients))
     for start in range(0, permutations, size):
         deal = rng.permuted(np.tile(np.arange(patients), (min(size, permutations-start), 1)), axis=1)
@@ -108,17 +108,17 @@ def heterogeneity(
     return more/(permutations+1)
 
 def holm(p)->np.ndarray:
-    "P values adjusted for all of them (Holm 1979); nan stays"
+    "P values adjusted for multiple tests (Holm 1979); nan stays nan"
     p = np.array([np.nan if o is None else o for o in p], float)
     order = np.argsort(p)[:np.isfinite(p).sum()]
     p[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
     return p
 
 # %% ../../nbs/api/evaluation/strata.ipynb #63f67a8c
-FEW = 20 # patients under which a figure is marked
+FEW = 20 # a metric from fewer patients is marked
 
 def by_stratum(df:pd.DataFrame, by, resamples:int=2000)->pd.DataFrame:
-    """Accuracy, weighted error and urgent sensitivity by a column or several, and whether strata differ: variable
+    """Accuracy, weighted error and urgent sensitivity by one or several columns, and whether strata differ: variable
     ('all' first), level, figure, value, low, high, n (scans), patients, few, p, p_holm"""
     by = [by] if isinstance(by, str) else list(by)
     gone,there = [o for o in by if o not in df],[c for c in df if not c.startswith('p_')]
@@ -141,7 +141,7 @@ def by_stratum(df:pd.DataFrame, by, resamples:int=2000)->pd.DataFrame:
     return out.merge(first.assign(p_holm=first.groupby('figure').p.transform(holm)).drop(columns='p'), how='left')
 
 def strata_table(table:pd.DataFrame)->pd.DataFrame:
-    "The table of `by_stratum` for people: one row per stratum, few patients marked with *"
+    "The table of `by_stratum` for people: one row per stratum, * for few patients"
     rows = []
     for (variable,level),g in table.groupby(['variable', 'level'], sort=False):
         a = g[g.figure == 'accuracy'].iloc[0]
@@ -153,7 +153,7 @@ def strata_table(table:pd.DataFrame)->pd.DataFrame:
     return pd.DataFrame(rows)
 
 def plot_strata(table:pd.DataFrame, figure:str='accuracy')->Figure:
-    "Forest plot of a figure of `by_stratum`; hollow: few patients, whose intervals may leave the plot"
+    "Forest plot of one metric of `by_stratum`; hollow dots: few patients, whose intervals may leave the plot"
     t = table[table.figure == figure].reset_index(drop=True)
     if not len(t): raise OctError(f'The table has no figure {figure!r}: '
         f'choose one of {", ".join(table.figure.unique())}.')
@@ -183,13 +183,13 @@ def plot_strata(table:pd.DataFrame, figure:str='accuracy')->Figure:
     return fig
 
 def p_text(p:float)->str:
-    "How a p value of differences between strata is written; nan: not at all"
+    "A p value of differences between strata as text; '' for nan"
     if np.isnan(p): return ''
     if p < .001: return '  p < 0.001 (Holm)'
     return '  p = 1 (Holm)' if p > .999 else f'  p = {p:.3f} (Holm)'
 
 def horizontal_limits(t:pd.DataFrame)->tuple:
-    "Limits (%) that strata of many patients need"
+    "Axis limits (%) that fit the strata with many patients"
     many = t[~t.few & np.isfinite(t.value)]
     o = many if len(many) else t
     lo,hi = 100*np.nanmin([*o.low, *t.value]),100*np.nanmax([*o.high, *t.value])
@@ -197,7 +197,7 @@ def horizontal_limits(t:pd.DataFrame)->tuple:
 
 # %% ../../nbs/api/evaluation/strata.ipynb #c82d009a
 def leaked_scans(test:pd.DataFrame, split:pd.DataFrame)->np.ndarray:
-    "Which scans (N,) share a patient or picture with training, by a split table; raises `OctError` where it lacks them"
+    "Which scans (N,) share a patient or image with training, by a split table; raises `OctError` if some are not in it"
     known = [c for c in ('duplicate_of', 'sha256') if c in split]
     pictures = picture(split.fillna(dict.fromkeys(known, ''))) if known else ''
     s = split.assign(picture=pictures, patient=split.patient.astype('string'))
@@ -210,8 +210,8 @@ def leaked_scans(test:pd.DataFrame, split:pd.DataFrame)->np.ndarray:
     return (at.patient.isin(train.patient.dropna()) | at.picture.isin(train.picture[train.picture != ''])).to_numpy()
 
 def leak_gap(test:pd.DataFrame, leaked, resamples:int=2000)->dict:
-    """What scans that training had met, (N,) bool or by the split table, add to accuracy: that of all, clean, leaked,
-    gap (all minus clean), lead (leaked minus clean), by Student's limits from the spread over draws of patients"""
+    """What test scans known from training, (N,) bool or by the split table, add to accuracy: all, clean, leaked, gap
+    (all minus clean), lead (leaked minus clean), with Student's limits from the spread over draws of patients"""
     df = check_predictions(test)
     leaked = leaked_scans(df, leaked) if isinstance(leaked, pd.DataFrame) else np.asarray(leaked)
     if leaked.shape != (len(df),) or leaked.dtype != bool: raise OctError('The mask of touched scans does not fit: '
@@ -229,7 +229,7 @@ def leak_gap(test:pd.DataFrame, leaked, resamples:int=2000)->dict:
         o,v = out[side],out[side]['value']-clean['value']
         sd = np.nanstd(draws[side]-draws['clean'])*few_patients(patients)
         if sd > 1e-9: half = student.ppf(.975, max(patients-1, 1))*sd
-        elif side == 'all': half = clean['high']-clean['low'] # no spread: what the limits of both leave open
+        elif side == 'all': half = clean['high']-clean['low'] # no spread: the widths of both intervals
         else: half = o['high']-o['low']+clean['high']-clean['low']
         out[name] = with_limits(v, max(-1, v-half), min(1, v+half), n)
     return out

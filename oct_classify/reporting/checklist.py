@@ -1,4 +1,4 @@
-"""What CLAIM 2024 and STARD-AI 2025 ask of a study, answered as far as it can be known, and "absent" where it can't
+"""What CLAIM 2024 and STARD-AI 2025 ask of a study, answered as far as the answers are known, and "absent" otherwise
 
 Docs: https://oct-classify.github.io/oct_classify/api/reporting/checklist.html.md"""
 
@@ -25,7 +25,7 @@ STANDARDS = dict(claim='CLAIM 2024', stard_ai='STARD-AI 2025')
 
 @functools.cache
 def text_table(name:str)->pd.DataFrame: # all columns are text
-    "The texts in `tables`: items, questions, sentences or datasets; don't change them in place"
+    "A table of texts: items, questions, sentences or datasets; cached, so don't change it in place"
     with (importlib.resources.files('oct_classify.reporting')/'tables'/f'{name}.csv').open(encoding='utf-8') as f:
         return pd.read_csv(f, dtype=str, keep_default_na=False)
 
@@ -37,7 +37,7 @@ def checklist_items()->pd.DataFrame: # standard, item, section, asks, keys, chec
 
 # %% ../../nbs/api/reporting/checklist.ipynb #a61f2be8
 def study_keys()->pd.DataFrame: # one row per question: topic, claim, stard_ai, state_this
-    "What the author of a study can state: the keys of `study.json`, and what belongs under each"
+    "What the author of a study can state: the keys of `study.json`, and what to write under each"
     t = text_table('questions').set_index('key')
     asked = checklist_items().explode('keys').groupby(['standard', 'keys'])['item'].agg(', '.join)
     items = {column: asked[standard].reindex(t.index, fill_value='') for column,standard in STANDARDS.items()}
@@ -49,13 +49,13 @@ def gaps(sentence:str)->set:
     return {name for _,name,_,_ in string.Formatter().parse(sentence) if name}
 
 def fill(sentence:str, facts:dict)->str|None:
-    "A sentence with its {gaps} filled; a [part] without its fact is left out; None where a fact elsewhere is missing"
+    "A sentence with its {gaps} filled; a [part] without its fact is left out; None if another fact is missing"
     for part in re.findall(r'\[.*?\]', sentence):
         sentence = sentence.replace(part, part[1:-1] if gaps(part) <= facts.keys() else '')
     return sentence.format_map(facts) if gaps(sentence) <= facts.keys() else None
 
 def answer_from(key:str, facts:dict)->tuple|None:
-    "(state, sentence): the first sentence of a key whose case is given and whose facts are known"
+    "(state, sentence): the first sentence of a key whose case applies and whose facts are known; None if there is none"
     t = text_table('sentences')
     for row in t[t['key'] == key].itertuples():
         fact,_,case = row.when.partition('=')
@@ -63,7 +63,7 @@ def answer_from(key:str, facts:dict)->tuple|None:
         if text is not None and (not fact or facts.get(fact) == case): return row.state, text
 
 def with_phrases(facts:dict)->dict:
-    "Facts with the phrases that are made of them"
+    "Facts, and the phrases made from them"
     t = text_table('sentences')
     facts = dict(facts)
     for key in t['key'][t.state == ''].unique():
@@ -72,13 +72,13 @@ def with_phrases(facts:dict)->dict:
     return facts
 
 def as_sentence(text:str)->str:
-    "A capital at the start, unless it is a name such as resnet50, and under 300 characters"
+    "Text with a capital at the start, unless that is a name such as resnet50, and under 300 characters"
     if text.split()[0].rstrip(',.:;').isalpha(): text = text[0].upper()+text[1:]
     return textwrap.shorten(text, 295, placeholder=' …')
 
 # %% ../../nbs/api/reporting/checklist.ipynb #18f4d6e2
 def dataset_answers(name:str|None)->dict: # {key: (state, sentence, source)}
-    "What is known of a data set; raises `OctError` where nothing is"
+    "What is known of a data set; raises `OctError` for an unknown one"
     t = text_table('datasets')
     if name is not None and name not in set(t.dataset):
         raise OctError(f'Nothing is known of a data set {name!r}: name {", ".join(t.dataset.unique())} or none.')
@@ -86,7 +86,7 @@ def dataset_answers(name:str|None)->dict: # {key: (state, sentence, source)}
 
 # %% ../../nbs/api/reporting/checklist.ipynb #00b79f3a
 def known(**values)->dict:
-    "Those values that are known, as text"
+    "The values that are known, as text"
     return {k: str(v) for k,v in values.items() if v is not None and v != ''}
 
 def counts_text(counts)->str:
@@ -118,8 +118,8 @@ def training_facts(c:dict)->dict:
     return facts | known(batch_size=c.get('bs'), rate=f'{c["lr"]:g}' if c.get('lr') else None, augmentations=changes)
 
 # %% ../../nbs/api/reporting/checklist.ipynb #5a9903e3
-def separation_of(m:dict, lone:int|None)->tuple: # verified, unverified, leak or the policy; whose are hidden
-    "Are patients and duplicates on one side only? `lone`: test scans of unknown patients, None where that is not known"
+def separation_of(m:dict, lone:int|None)->tuple: # verified, unverified, leak or the policy; scans of unknown patients
+    "Whether patients and duplicates are on one side only; `lone`: test scans of unknown patients, None if not known"
     policy,check = m.get('policy'),m.get('split_check')
     if policy not in ('clean', 'patient'): return policy, None
     if check and check['leak']: return 'leak', None
@@ -129,7 +129,7 @@ def separation_of(m:dict, lone:int|None)->tuple: # verified, unverified, leak or
     return 'verified' if check and not hidden else 'unverified', hidden
 
 def split_facts(m:dict, lone:int|None)->dict:
-    "Facts on the sides; `lone` as in `separation_of`"
+    "Facts on the sides of the split; `lone` as in `separation_of`"
     scans = m.get('scans') or {}
     separation,hidden = separation_of(m, lone)
     return known(policy=m.get('policy'), split_seed=m.get('seed'), side_counts=counts_text(scans),
@@ -146,7 +146,7 @@ def tested(preds:pd.DataFrame|None)->tuple|None:
     return len(who), int(who.nunique()), int(who.isna().sum())
 
 def tested_facts(m:dict, counts:tuple|None)->dict:
-    "Facts on what was resampled, and on how many were tested; `counts` of `tested`"
+    "Facts on what was resampled, and on how many were tested; `counts` comes from `tested`"
     sizes = [o['n'] for o in (m.get('test') or {}).values() if o.get('low') is not None]
     patients = (m.get('patients') or {}).get('test')
     if not sizes: return {}
@@ -161,11 +161,11 @@ def tested_facts(m:dict, counts:tuple|None)->dict:
 CALIBRATION = dict(ece='ECE', brier='Brier score', nll='NLL')
 
 def figure_texts(figs:dict, names)->dict:
-    "The figures of these names in words, as far as they are known"
+    "The metrics with these names as text, as far as they are known"
     return {k: as_text(figs[k], k) for k in names if figs.get(k, {}).get('value') is not None}
 
 def figure_facts(m:dict)->dict:
-    "Facts on the test figures; an undefined figure is none"
+    "Facts on the test metrics, without undefined ones"
     figs = {k: o for k,o in (m.get('test') or {}).items() if o['value'] is not None}
     names = [k for k in figs if k not in (*CALIBRATION, 'ece_expected')]
     if not names: return {}
@@ -190,7 +190,7 @@ def matrix_facts(m:dict)->dict:
 
 # %% ../../nbs/api/reporting/checklist.ipynb #1e5426d8
 def point_text(o:dict)->str:
-    "An operating point in words"
+    "An operating point as text"
     at,why = o.get('threshold'),(o.get('why') or '').rstrip('.')
     target = f'{100*o["target"]:g}' if o.get('target') else None
     facts = known(what=o.get('what'), of=o.get('of'), target=target, fixed_on=o.get('fixed_on') or 'unnamed',
@@ -211,7 +211,7 @@ def threshold_facts(m:dict)->dict:
 
 # %% ../../nbs/api/reporting/checklist.ipynb #4bd17e60
 def run_facts(m:dict, c:dict)->dict:
-    "Facts on software, machine, what was kept and what was left out"
+    "Facts on software, machine, kept files and left-out scans"
     versions,notes = m.get('versions') or c.get('versions') or {},m.get('notes')
     unread = [f'{o["scans"]:,} of {o["of"]:,} {side} scans' for side,o in (m.get('unread') or {}).items()]
     variables = dict.fromkeys(r['variable'] for r in m.get('strata') or () if r['variable'] != 'all')
@@ -226,7 +226,7 @@ def facts_from(
     config:dict|None=None, # the bundle's config.json
     preds:pd.DataFrame|None=None, # prediction table
 )->dict: # {fact: text}, only what is known
-    "What is known of a study from what its run left behind"
+    "What is known of a study from the files of its run"
     keys = ('arch', 'weights', 'size', 'view', 'epochs', 'seed', 'temperature')
     c = {k: metrics[k] for k in keys if metrics.get(k) is not None} | (config or {})
     counts = tested(preds)
@@ -236,7 +236,7 @@ def facts_from(
 
 # %% ../../nbs/api/reporting/checklist.ipynb #8c19f265
 def with_study(facts:dict, study:dict|None)->dict:
-    "Facts with an author's statements, {key: text}; raises `OctError` for an unknown key, no text, or 300 characters"
+    "Facts and an author's statements {key: text}; raises `OctError` for an unknown key, no text, or 300 characters"
     keys = ['dataset', *text_table('questions')['key']]
     for k,v in (study or {}).items():
         if k not in keys:
@@ -248,7 +248,7 @@ def with_study(facts:dict, study:dict|None)->dict:
     return facts | {k: v.strip() for k,v in (study or {}).items()}
 
 def read_study(path)->dict:
-    "The statements in a JSON file {key: text}; raises `OctError` where it can't be read"
+    "The statements in a JSON file {key: text}; raises `OctError` if it can't be read"
     try: o = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError: raise OctError(f"{path} can't be read: check the path.") from None
     except (ValueError, RecursionError):
@@ -257,7 +257,7 @@ def read_study(path)->dict:
     return with_study({}, o)
 
 def crosswalk(facts:dict)->pd.DataFrame: # topic, claim, stard_ai, answer, where, state; one row per question
-    "CLAIM and STARD-AI side by side: answers, or 'absent' and what to state; raises `OctError` for an unknown data set"
+    "Answers to CLAIM and STARD-AI, or 'absent' and what to state; raises `OctError` for an unknown data set"
     dataset = dataset_answers(facts.get('dataset'))
     facts = with_phrases(facts)
     rows = []
@@ -271,7 +271,7 @@ def crosswalk(facts:dict)->pd.DataFrame: # topic, claim, stard_ai, answer, where
     return pd.concat([study_keys()[['topic', *STANDARDS]].reset_index(drop=True), answers], axis=1)
 
 def coverage_of(table:pd.DataFrame)->pd.DataFrame: # per standard: items, stated, partly, absent
-    "How many items of each standard a crosswalk answers; an item with two questions is stated only where both are"
+    "How many items of each standard a crosswalk answers; an item with two questions is stated only if both are"
     counts = {}
     for column,standard in STANDARDS.items():
         o = table.assign(item=table[column].str.split(', ')).explode('item')
@@ -281,5 +281,5 @@ def coverage_of(table:pd.DataFrame)->pd.DataFrame: # per standard: items, stated
     return pd.DataFrame(counts).T
 
 def write_checklist(path, table:pd.DataFrame):
-    "A crosswalk as CSV, complete or not at all"
+    "Write a crosswalk as CSV, completely or not at all"
     with atomic_write(path) as f: f.write(to_csv(table))

@@ -21,7 +21,7 @@ ENVIRONMENT = Environment(autoescape=True, loader=PackageLoader('oct_classify.re
 ENVIRONMENT.globals.update(plural=plural, title=title, as_text=as_text, in_percent=in_percent)
 
 def render(template:str, **values)->Markup:
-    "A file of `templates` filled in; all values are escaped, but for pieces that were rendered before"
+    "A filled-in file of `templates`; all values are escaped, except pieces that are already rendered"
     return Markup(ENVIRONMENT.get_template(template).render(**values))
 
 def write_page(
@@ -30,6 +30,6 @@ def write_page(
     heading:str, # also the title of the browser tab
     **values, # for the template
 ):
-    "Write a self-contained page, complete or not at all; raises `OctError` where the disk refuses"
+    "Write a self-contained page, completely or not at all; raises `OctError` if it can't be written"
     made = datetime.datetime.now().strftime('%Y-%m-%d %H:%M')
     with atomic_write(path) as f: f.write(render(template, heading=heading, made=made, **values))

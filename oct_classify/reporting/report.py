@@ -1,4 +1,4 @@
-"""What a run found, as a page that a person reads
+"""The results of a run as a page for people
 
 Docs: https://oct-classify.github.io/oct_classify/api/reporting/report.html.md"""
 
@@ -41,7 +41,7 @@ POINTS = (
     dict(target=.99, of='sensitivity', sure=True))
 
 def measured_point(test, valid, prevalence, kw, **aim)->dict:
-    "An operating point fixed on validation scans, and what it does on test scans"
+    "An operating point fixed on validation scans, with its metrics on test scans"
     point = operating_point(valid, **aim, **kw)
     out = point | dict(fixed_on='valid', prevalence=prevalence, test=None, at_prevalence=None)
     if point['threshold'] is None: return out
@@ -50,7 +50,7 @@ def measured_point(test, valid, prevalence, kw, **aim)->dict:
     return out
 
 def measured_abstention(test, valid, kw)->dict:
-    "The confidence above which to answer, fixed on validation scans, and what it does on test scans"
+    "The confidence above which to answer, fixed on validation scans, with its metrics on test scans"
     rule = abstain_threshold(valid, **kw) | dict(fixed_on='valid', test=None)
     if rule['threshold'] is None: return rule
     answered = probs(test).max(1) >= rule['threshold']
@@ -60,12 +60,12 @@ def measured_abstention(test, valid, kw)->dict:
 
 def decisions(
     test:pd.DataFrame, # prediction table
-    valid:pd.DataFrame|None=None, # of validation scans of other patients; None: nothing can be fixed
-    prevalence:float|None=None, # of urgent disease where the model is to be used, for predictive values
-    resamples:int=2000, # of patients
-    seed:int=0, # of the resampling
+    valid:pd.DataFrame|None=None, # prediction table of validation scans of other patients; None: nothing can be fixed
+    prevalence:float|None=None, # of urgent disease where the model will be used; for predictive values
+    resamples:int=2000, # number of resamples of patients
+    seed:int=0, # seed of the resampling
 )->dict: # operating: list, abstention, sets
-    "Thresholds fixed on validation and measured on test; raises `OctError` on no prevalence, or unequal classes"
+    "Thresholds fixed on validation and measured on test; raises `OctError` if prevalence or classes don't fit"
     if prevalence is not None: check_prevalence(prevalence)
     if valid is None or not len(valid): return dict(operating=[], abstention=None, sets=None)
     test,valid = check_predictions(test),check_predictions(valid)
@@ -81,10 +81,10 @@ def decisions(
 def metrics_dict(
     preds:dict, # side ('valid', 'test'): prediction table
     seconds:dict, # {what: seconds it took}
-    prevalence:float|None=None, # of urgent disease where the model is to be used
-    resamples:int=2000, # of patients
-    **about, # what else should be known, by the keys of `metrics_keys`
-)->dict: # sides with their figures, decisions, confusion, patients, resamples, seconds, made, and `about`
+    prevalence:float|None=None, # of urgent disease where the model will be used
+    resamples:int=2000, # number of resamples of patients
+    **about, # further content, by the keys of `metrics_keys`
+)->dict: # sides with their metrics, decisions, confusion, patients, resamples, seconds, made, and `about`
     "The content of `metrics.json`; raises `OctError` for a table that can't be evaluated, and as `decisions` does"
     preds = {side: check_predictions(p) for side,p in preds.items() if len(p)}
     out = {side: figures(p, resamples) | calibration(p, resamples) for side,p in preds.items()}
@@ -96,11 +96,11 @@ def metrics_dict(
     return out | dict(confusion=matrices, patients=patients, resamples=resamples, seconds=seconds, **about, made=made)
 
 def write_json(path, o):
-    "A JSON file, complete or not at all; raises `ValueError` for a number that is infinite or not a number"
+    "Write a JSON file, completely or not at all; raises `ValueError` for a number that is infinite or not a number"
     with atomic_write(path) as f: f.write(json.dumps(o, indent=1, allow_nan=False)+'\n')
 
 def hardware()->str:
-    "What a figure was measured on"
+    "The machine that metrics were computed on"
     import torch
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
     return f'{os.cpu_count()} CPU cores, {gpu}, {platform.system()} {platform.machine()}'
@@ -110,7 +110,7 @@ METRICS_SCHEMA = json.loads((files('oct_classify.reporting')/'tables/metrics.sch
 KEYS = {k: o['description'] for k,o in METRICS_SCHEMA['properties'].items()}
 
 def metrics_keys()->pd.DataFrame:
-    "The keys of `metrics.json`, what they hold, and which a run and a comparison of policies always have"
+    "The keys of `metrics.json`, what they contain, and which a run and a comparison of policies always have"
     t = pd.DataFrame(KEYS.items(), columns=['key', 'holds'])
     for what,o in zip(('run', 'comparison'), METRICS_SCHEMA['anyOf']):
         t[f'always, {what}'] = [k in (*o['required'], *METRICS_SCHEMA['required']) for k in KEYS]
@@ -118,13 +118,13 @@ def metrics_keys()->pd.DataFrame:
 
 # %% ../../nbs/api/reporting/report.ipynb #0f5584e2
 def plot_samples(df:pd.DataFrame, data)->Figure:
-    "Four training scans of each class of a split table, a row per class; `data`: folder that its paths are relative to"
+    "Four training scans of each class of a split table, one row per class; `data`: folder its paths are relative to"
     of_class = df[df.split == 'train'].groupby('label')
     pick = pd.concat([t.sample(min(4, len(t)), random_state=0) for _,t in of_class])
     return contact_sheet([Path(data)/p for p in pick.path], pick.label, [colour(c) for c in pick.label], 4)
 
 def plot_counts(df:pd.DataFrame)->Figure:
-    "Scans per class and side of a split table"
+    "Number of scans per class and side of a split table"
     t = df.pivot_table(index='label', columns='split', values='path', aggfunc='count').fillna(0)
     ax = new_figure(4.6, 2.5).add_subplot()
     left = 0
@@ -142,19 +142,19 @@ def plot_counts(df:pd.DataFrame)->Figure:
 
 # %% ../../nbs/api/reporting/report.ipynb #272be3cd
 def by_epoch(history:list)->pd.DataFrame:
-    "One row per epoch, the mean over the networks; what was never measured is left out"
+    "One row per epoch, the mean over the networks, without columns that were never measured"
     h = pd.DataFrame(history)
     measured = h.filter(items=['train_loss', 'valid_loss', 'valid_accuracy']).astype(float)
     return measured.groupby(h.epoch).mean().dropna(axis=1, how='all')
 
 def training_course(history:list)->dict: # networks, epochs, accuracy (None: not measured)
-    "What the sentence above the curves is made of"
+    "The facts for the sentence above the curves"
     h = pd.DataFrame(history)
     accuracy = by_epoch(history).get('valid_accuracy', [None])
     return dict(networks=h.get('member', pd.Series([1])).nunique(), epochs=sorted({*h.epoch}), accuracy=[*accuracy][-1])
 
 def plot_curves(history:list)->Figure|None:
-    "Loss and validation accuracy by epoch, where measured; epoch 0 is the head alone. None for fewer than two epochs"
+    "Loss and validation accuracy by epoch, if measured; epoch 0 is the head only. None for fewer than two epochs"
     h = by_epoch(history)
     if len(h) < 2: return None
     panels = {'loss': h.filter(like='loss'), 'validation accuracy, %': 100*h.filter(like='accuracy')}
@@ -173,7 +173,7 @@ def plot_curves(history:list)->Figure|None:
 
 # %% ../../nbs/api/reporting/report.ipynb #ad854715
 def figure_axis(ax, names:list, mark:str):
-    "One row per figure, in percent"
+    "Label the axes: one row per metric, in percent"
     ax.set(yticks=range(len(names)), yticklabels=[title(k) for k in names], xlabel=f'%, {mark} with 95 % interval')
     ax.invert_yaxis()
     ax.grid(axis='x', alpha=.3)
@@ -181,7 +181,7 @@ def figure_axis(ax, names:list, mark:str):
     ax.spines[['top', 'right', 'left']].set_visible(False)
 
 def plot_intervals(figs:dict)->Figure:
-    "Figures that are shares, with their 95 % intervals"
+    "Metrics from 0 to 100 % with their 95 % intervals"
     shown = {*MAIN, *(k for k in figs if k.startswith(('sensitivity_', 'specificity_')))}-{'weighted_error'}
     names = [k for k,o in figs.items() if k in shown and o['value'] is not None]
     ax = new_figure(4.6, .26*len(names)+.6).add_subplot()
@@ -195,16 +195,16 @@ def plot_intervals(figs:dict)->Figure:
 
 # %% ../../nbs/api/reporting/report.ipynb #613e9c29
 def difference_text(o:dict)->str:
-    "`+12.5 points (5.0 to 20.0)` of a hundred"
+    "A difference in percentage points, such as `+12.5 points (+5.0 to +20.0)`"
     return f"{o['value']*100:+.1f} points ({o['low']*100:+.1f} to {o['high']*100:+.1f})"
 
 def calibration_section(m:dict, test:pd.DataFrame)->str:
-    "How far probabilities can be believed; takes the content of metrics.json and a prediction table"
+    "How far probabilities can be trusted, from the content of metrics.json and a prediction table"
     return render('calibration.html.j2', figures=m['test'], diagram=data_uri(plot_reliability(test)))
 
 # %% ../../nbs/api/reporting/report.ipynb #f9d91aee
 def thresholds_section(m:dict, test:pd.DataFrame)->str:
-    "Operating points and decision curve; '' where the classes are not ours"
+    "Operating points and decision curve; '' if the classes are not ours"
     if not ours(test): return ''
     points = m['operating']
     prevalence = points[0]['prevalence'] if points else None
@@ -222,7 +222,7 @@ def abstention_section(m:dict, test:pd.DataFrame)->str:
 
 # %% ../../nbs/api/reporting/report.ipynb #6bac1c48
 def strata_section(m:dict, strata:pd.DataFrame|None)->str:
-    "For whom the model works, from a table of `by_stratum`, and what a leak adds; '' where neither is known"
+    "For whom the model works, from a table of `by_stratum`, and what a leak adds; '' if neither is known"
     values = dict(leak=m.get('leak'), difference_text=difference_text)
     if strata is None or not len(strata): return render('strata.html.j2', **values) if values['leak'] else ''
     p = strata[strata.figure == 'accuracy'].drop_duplicates('variable').set_index('variable').p_holm
@@ -245,7 +245,7 @@ def maps_section(
     data, # folder that its paths are relative to
     bundle, # model bundle: folder
 )->str:
-    "Heat maps of `map_examples`; what keeps them from being drawn is said in their place, and never stops a report"
+    "Heat maps of `map_examples`; if they can't be drawn, a sentence says why, and the report goes on"
     from oct_classify.evaluation.heatmaps import scan_maps
     from oct_classify.inference.model import OctModel, as_scans
     t = map_examples(test)
@@ -259,7 +259,7 @@ def maps_section(
 
 # %% ../../nbs/api/reporting/report.ipynb #228a2671
 def comparison_section(m:dict)->str:
-    "Differences to another model on the same scans, and several seeds; '' where there is neither"
+    "Differences from another model on the same scans, and several seeds; '' if there is neither"
     other = m.get('comparison')
     if not other and not m.get('seeds'): return ''
     picture = data_uri(plot_differences(other['differences'], (other['against'], 'this model'))) if other else None
@@ -267,12 +267,12 @@ def comparison_section(m:dict)->str:
 
 # %% ../../nbs/api/reporting/report.ipynb #f03b1af8
 def checklist_section(table:pd.DataFrame)->str:
-    "The filled `crosswalk` to CLAIM and STARD-AI"
+    "The filled `crosswalk` for CLAIM and STARD-AI"
     return render('standards.html.j2', coverage=coverage_of(table).to_dict('index'), rows=table.to_dict('records'))
 
 # %% ../../nbs/api/reporting/report.ipynb #756188c9
 def dropped_reasons(df:pd.DataFrame)->list: # (reason, scans, an example)
-    "Why scans of a split table were left out; names are taken out of the reasons so that like meets like"
+    "Why scans of a split table were left out; without names, so equal reasons are counted together"
     t = df[df.split == 'dropped']
     plain = {r'^Patient \d+': 'The patient', r'^The same picture as .*': 'A copy of another picture.'}
     reason = t.reason.replace(plain, regex=True)
@@ -283,15 +283,15 @@ def write_report(
     heading:str, # above the page and in the tab
     preds:pd.DataFrame, # prediction table of the test scans
     m:dict, # content of metrics.json
-    data, # folder that its paths are relative to; None: the scans are not at hand
+    data, # folder that its paths are relative to; None: the scans are not available
     made_with:list, # (what, value) pairs
     df:pd.DataFrame|None=None, # split table
     history:list|None=None, # training curve
-    warnings:tuple=(), # sentences to be read first
-    check:SplitCheck|None=None, # of the split, where there was one
-    strata:pd.DataFrame|None=None, # of `by_stratum`
-    checklist:pd.DataFrame|None=None, # of `crosswalk`
-    maps:tuple=(), # `maps_section`, where there is one
+    warnings:tuple=(), # sentences to show first
+    check:SplitCheck|None=None, # check of the split, if there was one
+    strata:pd.DataFrame|None=None, # from `by_stratum`
+    checklist:pd.DataFrame|None=None, # from `crosswalk`
+    maps:tuple=(), # `maps_section`, if there is one
 ):
     "Write a self-contained HTML report"
     from oct_classify.inference.bundle import RESEARCH_USE
@@ -311,12 +311,12 @@ def write_report(
         **{k: data_uri(fig) for k,fig in drawn.items() if fig is not None})
 
 def network_name(c:dict)->str:
-    "The network of a bundle's configuration, in words"
+    "The network of a bundle's configuration as text"
     names,size = c['arch'].replace('+', ' + '),'x'.join(map(str, c['size']))
     return f"{names}, weights started from: {c['weights']}, {size} grey pixels, view {c['view']}"
 
 def made_with(m:dict, config:dict)->list: # (what, value) pairs
-    "How a model was made, in words, from the content of metrics.json and of the bundle's config.json"
+    "How a model was made, as text, from the content of metrics.json and of the bundle's config.json"
     from oct_classify.inference.bundle import course
     c,seconds = config,m['seconds']
     scans = ', '.join(f'{k} {n:,}' for k,n in m['scans'].items())
@@ -331,11 +331,11 @@ def made_with(m:dict, config:dict)->list: # (what, value) pairs
 
 # %% ../../nbs/api/reporting/report.ipynb #3cbc4039
 def notice(m:dict)->list: # sentences
-    "What to notice when policies stand side by side; takes what metrics.json of a comparison holds"
+    "What to notice when policies are compared, from the content of metrics.json of a comparison"
     return [str(line) for line in render('notice.txt.j2', **m).splitlines() if line]
 
 def plot_sides(policies:dict)->Figure:
-    "Figures of several policies with their 95 % intervals, one below the other"
+    "Metrics of several policies with their 95 % intervals, one below the other"
     known = [{k for k,o in m['test'].items() if o['value'] is not None} for m in policies.values()]
     names = [k for k in MAIN if k in set.intersection(*known) and k != 'weighted_error']
     ax = new_figure(7, .42*len(names)+1).add_subplot()
@@ -351,10 +351,10 @@ def plot_sides(policies:dict)->Figure:
 def write_comparison(
     path, # report.html
     heading:str, # above the page and in the tab
-    m:dict, # what metrics.json of the comparison holds
+    m:dict, # content of metrics.json of the comparison
     made:list, # (what, value) pairs
 ):
-    "Write the page that sets policies side by side"
+    "Write the page that compares policies"
     from oct_classify.inference.bundle import RESEARCH_USE
     policies = m['policies']
     leaky = [p for p,o in m['shared'].items() if o['patients'] or o['pictures']]
