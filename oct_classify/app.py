@@ -509,7 +509,7 @@ def voila_page(folder=None): # where `browser_file` goes; None: open no browser
         def launch_browser(self):
             url = f'http://127.0.0.1:{self.port}/?token={self.token}'
             logging.getLogger('tornado').setLevel(logging.ERROR) # or Jupyter's ping setting and lost pages make it warn
-            say(f'The app is at {url} until you press Ctrl-C.')
+            say(f'The app runs at {url} until you press Ctrl-C.')
             if folder:
                 import webbrowser
                 webbrowser.open(browser_file(folder, url).as_uri())

@@ -88,14 +88,14 @@ def add_parameter(parser:Parser, name:str, about:dict):
     parser.add_argument('--'+name.replace('_', '-'), **kind)
 
 # %% ../nbs/api/cli.ipynb #eb627ebf
-EPILOG = '''oct-classify COMMAND --help says more of each.
+EPILOG = '''oct-classify COMMAND --help tells more about each.
 
 exit codes:
   0    done
   1    a check failed: the split leaks, or audit --strict found what would bias a test
   2    wrong usage, or input that can't be read
   70   a fault of the program; --debug shows the traceback
-  130  stopped by Ctrl-C: the same command goes on
+  130  stopped by Ctrl-C: run the same command again to resume
   141  whoever read the output stopped reading, as head does
 
 Docs: https://oct-classify.github.io/oct_classify/'''
@@ -112,9 +112,9 @@ def parser()->Parser:
         for key,about in docments(f, full=True, returns=False).items():
             if about['kind'] != inspect.Parameter.VAR_KEYWORD and key not in PYTHON_ONLY: add_parameter(p, key, about)
         p.add_argument(
-            '--quiet', action='store_true', help='show no progress and no remarks; errors are said all the same')
+            '--quiet', action='store_true', help='show no progress and no remarks, only errors')
         p.add_argument('--debug', action='store_true',
-            help="show the warnings and logs of libraries and, where the program is at fault, the traceback")
+            help="show warnings and logs of libraries, and the traceback of a fault of the program")
     return top
 
 # %% ../nbs/api/cli.ipynb #f12922bc
@@ -126,14 +126,14 @@ def verdict(e:BaseException)->tuple: # sentence, exit code
     if isinstance(e, CheckFailed): return str(e), 1
     if isinstance(e, OctError): return str(e), 2
     if isinstance(e, KeyboardInterrupt):
-        return str(e) or 'Stopped: what was finished is kept, and the same command goes on from there.', 130
+        return str(e) or 'Stopped: finished work is kept; run the same command again to resume.', 130
     if type(e).__name__ == 'OutOfMemoryError': # torch's, which may not be imported
         return 'There is not enough memory on the GPU: choose a smaller --bs, --size or --arch.', 2
     if is_memory_error(e): return 'There is not enough memory: choose a smaller --bs, --size or --arch.', 2
     if isinstance(e, OSError) and e.errno is not None:
         file = e.filename or 'A file'
         return f'{file} could not be read or written ({e.strerror}): check disk space and permissions.', 2
-    return (f'This is a fault of the program, not of yours ({type(e).__name__}: {str(e)[:200]}): '
+    return (f'This is a fault of the program, not yours ({type(e).__name__}: {str(e)[:200]}): '
         f'please report it, with the traceback that --debug shows, at {ISSUES}.'), FAULT
 
 @contextlib.contextmanager

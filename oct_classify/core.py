@@ -151,7 +151,7 @@ def read_file(path, limit:int|None=None)->bytes:
 def check_passes(code:bytes, w:int, h:int):
     "Refuse a JPEG of w x h pixels whose many passes would take minutes to decode; raises `OctError`"
     if code[:2] == b'\xff\xd8' and code.count(b'\xff\xda')*w*h > MAX_CODED:
-        raise OctError('The JPEG is stored in more passes than any camera writes: save it anew.')
+        raise OctError('The JPEG has more passes than any camera writes: save it again.')
 
 def file_of(path)->str:
     "The file of a scan whose path may end with a frame, as in `eye.vol#3`"

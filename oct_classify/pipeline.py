@@ -106,7 +106,7 @@ def split_stage(
     by = Path(split).name if split else f'policy {policy}'
     say(f'Split by {by}: ' + ', '.join(f'{n[s]:,} {s}' for s in SPLITS if s in n) + '.')
     leak = inspect_split(df).leak if policy == 'official' and not split else None
-    if leak: say(f'Beware, figures from this split are too good. {leak}')
+    if leak: say(f'Warning: metrics from this split are too good. {leak}')
     return df
 
 # %% ../nbs/api/pipeline.ipynb #303969be
@@ -184,7 +184,7 @@ def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction tab
     valid,test = [answers_of(model, df, data, side) for side in ('valid', 'test')]
     if test.unread and not len(test.scans):
         first = min(test.unread)
-        raise OctError(f'Not one of {plural(len(test.unread), "test scan")} can be read any more: '
+        raise OctError(f'None of {plural(len(test.unread), "test scan")} can be read any more: '
             f'put them back and run the same command again; the first, {first}: {test.unread[first]}')
     y = valid.scans.label.map(model.classes.index).to_numpy()
     if len(y): model.config |= dict(temperature=fit_temperature(valid.logits, y), calibrated=len(y) >= 10)
@@ -206,7 +206,7 @@ class Unread:
 
     def __str__(self):
         first,n = min(self.files),len(self.files)
-        turn,are = ('it was its turn', 'is') if n == 1 else ('it was their turn', 'are')
+        turn,are = ('it was needed', 'is') if n == 1 else ('they were needed', 'are')
         return (f'{n:,} of {plural(self.of, self.side+" scan")} could not be read when {turn} '
             f'and {are} in no figure, e.g. {first}: {self.files[first]}')
 
@@ -214,7 +214,7 @@ def without_unread(df:pd.DataFrame, unread:list)->pd.DataFrame:
     "The split table with the scans in a list of `Unread` taken off their sides"
     why = {path: why for o in unread for path,why in o.files.items()}
     gone = df.path.isin(list(why))
-    reason = 'Could be read before, and not when it was its turn: ' + df.path.map(why).astype('string')
+    reason = 'Was readable at first, but not when it was needed: ' + df.path.map(why).astype('string')
     return df.assign(split=df.split.mask(gone, 'dropped'), reason=df.reason.mask(gone, reason))
 
 # %% ../nbs/api/pipeline.ipynb #ee55cc00
@@ -303,7 +303,7 @@ def keep_bundle(out:Path, model, df:pd.DataFrame, data, preds:dict, m:dict, look
 def run_notes(df:pd.DataFrame, check:SplitCheck, config:dict)->list: # sentences
     "What a reader must see before the metrics: a leak, doubtful test scans, a network used in place of another"
     notes = []
-    if check.leak: notes.append(f'These figures are too good. {check.leak}')
+    if check.leak: notes.append(f'These metrics are too good. {check.leak}')
     elif not check.verified: notes.append(str(check))
     notes += doubtful_tests(df)
     asked = config['request']['arch']
@@ -658,7 +658,7 @@ def at_threshold(test:pd.DataFrame, texts, resamples:int)->list: # at most one s
     asked = thresholds_of(texts)
     if not asked: return []
     if list(asked) != ['urgent'] or not set(URGENT) & set(classes_of(test)):
-        raise OctError('Figures are given at a threshold of urgent referral alone: write --threshold urgent=0.12.')
+        raise OctError('Metrics can be given at a threshold of urgent referral only: write --threshold urgent=0.12.')
     disease = test.label.isin(URGENT).to_numpy()
     said = test[[f'p_{c}' for c in URGENT if f'p_{c}' in test]].sum(axis=1).to_numpy() >= asked['urgent']
     kw = dict(who=patients_of(test), resamples=resamples)
@@ -848,4 +848,4 @@ def explain(
     try: return explain_files(bundle, paths, out, method or BEST, target, um, root)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'Stopped: what was drawn is in {out}, '
-            'and the same command draws all of it anew.') from None
+            'and the same command draws all of it again.') from None

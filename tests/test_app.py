@@ -272,7 +272,7 @@ def test_ctrl_c_ends_it_cleanly(bundle, tmp_path):
     assert list(tmp_path.glob('oct-app-*'))
     p.send_signal(signal.SIGINT)
     assert p.wait(30) == 0 and (tmp_path / 'log').read_text().splitlines() == [
-        f'The app is at {url} until you press Ctrl-C.',
+        f'The app runs at {url} until you press Ctrl-C.',
         'The app is closed.',
     ]
     assert not list(tmp_path.glob('oct-app-*'))

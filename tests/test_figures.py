@@ -98,7 +98,7 @@ def test_blocked_hub_falls_back(cli, offline, no_onnx, tmp_path, monkeypatch):
     monkeypatch.setattr(network, 'cached_file', lambda arch: None)
     d = phantom_folder(tmp_path/'d', 5, 1, 2, shape=(124, 128))
     code, _, err = cli('run', d, '--size', '64', '--epochs', '0', '--out', tmp_path/'o')
-    assert code == 0 and f'Going on with {offline}' in err
+    assert code == 0 and f'Using {offline}' in err
     assert 'took its place' in (tmp_path/'o/report.html').read_text(encoding='utf-8')
     assert metrics(tmp_path/'o')['arch'] == offline
 
@@ -143,5 +143,5 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
         assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=0.04)
     html = (tmp_path / 'o/report.html').read_text(encoding='utf-8')
     assert 'Under official, 4 of 16 test patients also occur in training, with 8 of 32 test scans.' in html
-    assert 'These figures are too good' in (tmp_path / 'o/official/report.html').read_text(encoding='utf-8')
+    assert 'These metrics are too good' in (tmp_path / 'o/official/report.html').read_text(encoding='utf-8')
     assert cli(*args)[2].count('Already trained') == 2

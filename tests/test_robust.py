@@ -148,7 +148,7 @@ def test_official_policy_says_that_it_leaks(cli, data, tmp_path):
     shutil.copy(one, data / 'test/CNV/CNV-1000-9.jpeg')
     code, _, err = cli('run', data, *RUN, '--policy', 'official', '--out', tmp_path / 'official')
     assert code == 0 and 'Beware' in err and 'CNV-1000-1.jpeg' in err
-    assert 'These figures are too good' in (tmp_path / 'official/report.html').read_text(encoding='utf-8')
+    assert 'These metrics are too good' in (tmp_path / 'official/report.html').read_text(encoding='utf-8')
     one.rename(one.with_name('left eye.jpeg'))
     assert cli('run', data, *RUN, '--out', tmp_path / 'clean', '--quiet')[0] == 0
     s = pd.read_csv(tmp_path / 'clean/split.csv').set_index('path')

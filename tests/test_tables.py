@@ -152,7 +152,7 @@ def test_tables_that_cannot_be_meant_are_refused(tmp_path, capfd):
         f'path,label\n{first},CNV\n{first},DME\n': f'two things of {first}',
         f'path,label\n{first},CNV\n,\n,DME\n': 'lacks a path or a label in row 2',
         f'path,label\n{first},CNV\n{second},\n': 'lacks a path or a label in row 2',
-        'path,label\nnowhere.jpeg,CNV\n': 'Not one file',
+        'path,label\nnowhere.jpeg,CNV\n': 'No file that',
         f'path,diagnosis\n{first},CNV\n': 'lacks the column label: it has path, diagnosis',
         f'path,Path,label\n{first},{first},CNV\n': 'has the column path twice',
         f'path,label,split\n{first},CNV,tset\n': "says 'tset' of",

@@ -125,7 +125,7 @@ def test_stopped_training_goes_on(cli, data, tmp_path, sig):
     left = sorted(o.name for o in (tmp_path / 'stopped').iterdir())
     assert left == ['checkpoints', 'duplicates.parquet', 'history.csv', 'pixels', 'scans.parquet', 'split.csv']
     code, _, err = cli(*args, '--out', tmp_path / 'stopped')
-    assert code == 0 and 'Going on after epoch' in err and 'Epoch 2/' not in err
+    assert code == 0 and 'Resuming after epoch' in err and 'Epoch 2/' not in err
     assert not (tmp_path / 'stopped/checkpoints').exists()  # a finished training needs none
     assert cli(*args, '--out', tmp_path / 'alone', '--quiet')[0] == 0
     a, b = [load_file(tmp_path / o / 'bundle/model.safetensors') for o in ('stopped', 'alone')]
@@ -171,7 +171,7 @@ def test_states_of_another_training_are_not_used(cli, data, tmp_path):
     stopped_at_its_first_state(cli, *args, '--epochs', '3')
     code, _, err = cli(*args, '--epochs', '2')
     assert (
-        code == 0 and 'Going on' not in err and len(list((tmp_path / 'checkpoints').iterdir())) == 1
+        code == 0 and 'Resuming' not in err and len(list((tmp_path / 'checkpoints').iterdir())) == 1
     )  # the other's states are left alone
 
 
@@ -179,7 +179,7 @@ def test_no_resume_begins_anew(cli, data, tmp_path):
     args = ('train', data, *SMALL, '--epochs', '2', '--bs', '8', '--out', tmp_path)
     stopped_at_its_first_state(cli, *args)
     code, _, err = cli(*args, '--no-resume')
-    assert code == 0 and 'Going on' not in err and 'Epoch 1/2' in err
+    assert code == 0 and 'Resuming' not in err and 'Epoch 1/2' in err
 
 
 def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
@@ -197,7 +197,7 @@ def test_a_loss_that_is_no_number(cli, data, tmp_path, monkeypatch):
     last = err.strip().splitlines()[-1]
     assert (
         code == 2
-        and 'not a number any more in epoch 2' in last
+        and 'NaN or infinite in epoch 2' in last
         and '00001-0000000.pt' in last
         and 'Traceback' not in err
         and 'Exception' not in err

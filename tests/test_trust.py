@@ -66,7 +66,7 @@ def test_a_test_of_nothing_is_refused(cli, tmp_path, monkeypatch, no_onnx):
     data, out = phantom_folder(tmp_path/'data', 6, 0, 1, shape=(124, 128)), tmp_path/'out'
     vanishing(monkeypatch, 'test', 1)
     code, _, said = cli('run', data, '--out', out, *TINY)
-    assert code == 2 and 'Not one of 8 test scans can be read any more' in said and not (out/'report.html').exists()
+    assert code == 2 and 'None of 8 test scans can be read any more' in said and not (out/'report.html').exists()
 
 
 def anonymous(data, folder, keep=0):
@@ -151,7 +151,7 @@ def test_what_a_bundle_does_not_list_is_named(trained, cli, tmp_path):
     b = shutil.copytree(trained[0], tmp_path / 'bundle')
     (b / 'inputs2.safetensors').write_bytes(b'x')
     assert 'inputs2.safetensors' in cli('evaluate', b, trained[1], '--out', tmp_path / 'eval')[2]
-    with pytest.raises(OctError, match='exchanged'):
+    with pytest.raises(OctError, match='replaced'):
         (emptied('training.parquet')(b), cli and commands.evaluate(b, trained[1], out=tmp_path / 'e'))
     assert OctModel.load(trained[0]).classes == CLASSES
 

@@ -73,8 +73,8 @@ def unknown_sides(f:dict)->str:
     sides = {side: o for side,o in f['unknown_by_side'].items() if o['unknown'] > UNKNOWN_SHARE*o['scans']}
     if not sides: return ''
     hidden = ', '.join(f"{o['unknown']:,} of {o['scans']:,} {side} scans" for side,o in sides.items())
-    return (f"Whether the test would be biased can't be told, as the patients of {hidden} are unknown (more than "
-        f'{UNKNOWN_SHARE:.0%} of a side): name the files LABEL-patient-number, or give --patients FILE.')
+    return (f'It is not known whether the test would be biased, because the patients of {hidden} are unknown '
+        f'(more than {UNKNOWN_SHARE:.0%} of a side): name the files LABEL-patient-number, or give --patients FILE.')
 
 def counts(t:pd.DataFrame)->dict:
     "Scans by class, folder and patient (median, 90 % quantile, most); patients that are unknown or in several classes"
@@ -259,10 +259,10 @@ class Finding:
             'conflict': f'{plural(n, "picture")} outside the test lie{s} under two classes, e.g. {example}: '
                 '--policy clean leaves them out.',
             'misnamed': f'{plural(n, "file")} bear{s} another class in the name than in the folder, e.g. {example}: '
-                'left out, until somebody finds out which is right.',
+                'left out until you find out which is right.',
             'greys': f'Half of the {example} scans use {n} of 256 greys or fewer'
                 + (f', those of {self.leak} {self.of}' if self.leak != example else '')
-                + ': they were stored or read in another way than scans are, so store all alike, in 8 bits.',
+                + ': they were stored or read differently from scans, so store all of them the same way, in 8 bits.',
             'unknown patients': example}[self.kind]
 
 def within_test(table:pd.DataFrame)->list:
@@ -370,7 +370,7 @@ def audit(data, out='oct-audit', classes=None)->dict:
     out = make_dir(out)
     table,pairs = examine(data, out, classes)
     if not len(usable(table)):
-        raise OctError(f'Not one of {plural(len(table), "file")} in {data} can be used: mend them or name another '
+        raise OctError(f'None of {plural(len(table), "file")} in {data} can be used: mend them or name another '
             f'folder; the first, {table.path[0]}: {table.error[0]}')
     f = findings(table, pairs, shortcuts(table, data))
     write_audit(out/'audit.html', table, pairs, f, data)

@@ -96,7 +96,8 @@ REFUSALS = {
     403: 'Kaggle does not give {dataset} to this login (403): open https://www.kaggle.com/datasets/{dataset} in a '
          'browser, sign in, accept the terms, and run the same command again.',
     404: 'Kaggle has no data set {dataset} (404): write OWNER/NAME as in the address of its page.'}
-UNTRUSTED = 'Kaggle is not trusted, as behind a proxy: set REQUESTS_CA_BUNDLE, or download in a browser and give --zip.'
+UNTRUSTED = ("Kaggle's certificate is not trusted, as behind a proxy: set REQUESTS_CA_BUNDLE, or download in a browser "
+    'and give --zip.')
 WEB_PAGE = 'A log-in page came instead of the archive: sign in there with a browser, or download in it and give --zip.'
 
 def busy(r, who:str)->TryAgain:
@@ -184,7 +185,7 @@ def attempt(url:str, part:Part, dest)->dict:
         goes_on = r.headers.get('Content-Range', '').startswith(f'bytes {have}-') # never with 416, beyond the end
         if have and new != part.known() or not whole and not goes_on:
             part.forget()
-            raise TryAgain('the archive on Kaggle is another one than that of which a part is here')
+            raise TryAgain('the archive on Kaggle has changed since the part that is here was downloaded')
         if not have:
             part.forget()
             size = new['size'] or 0
@@ -271,7 +272,7 @@ def checked_members(z:zipfile.ZipFile, name:str)->list:
     faults = [(m, member_fault(m)) for m in z.infolist()]
     faults += [(m, 'is there twice') for (m,_),path in zip(files, folded) if uses[path] > 1]
     for m,why in [o for o in faults if o[1]]:
-        raise OctError(f'{name} is refused, nothing of it was unpacked: {printable(m.orig_filename)!r} {why}; {again}.')
+        raise OctError(f'{name} is refused, and nothing was unpacked: {printable(m.orig_filename)!r} {why}; {again}.')
     n = sum(m.file_size for m,_ in files)
     if n > 2**20 + MAX_RATIO*os.path.getsize(z.filename):
         raise OctError(f'{name} would unpack to {amount(n)}, far more than it can hold, and is refused: {again}.')
@@ -283,7 +284,8 @@ def without_copies(files:list)->list:
     for m,path in sorted(files, key=lambda o: len(o[1])):
         place = place_in_layout(Path(*path), CLASSES)
         once.setdefault((place[1:], path[-1], m.file_size, m.CRC) if place else path, (m, path))
-    if len(once) < len(files): say(f'Left out, as the archive has them twice: {plural(len(files)-len(once), "file")}.')
+    twice = plural(len(files)-len(once), 'file')
+    if len(once) < len(files): say(f'Left out, because the archive has them twice: {twice}.')
     return list(once.values())
 
 class BoundedReads:
@@ -330,7 +332,7 @@ def locked(path:Path):
     "Keep other processes off `path`; the lock of a killed process is released by itself; raises `OctError` if taken"
     lock = FileLock(path.with_name(f'.{path.name}.lock'), timeout=0)
     try: lock.acquire()
-    except Timeout: raise OctError(f'Another process is at work on {path}: wait until it has finished.') from None
+    except Timeout: raise OctError(f'Another process is using {path}: wait until it has finished.') from None
     except OSError as e: raise disk_error(e, path) from None
     try: yield
     finally:
@@ -367,7 +369,7 @@ def unpack(zip, dest, temporary:bool=False, classes:tuple=CLASSES)->Path:
     try:
         with locked(dest), open(zip, 'rb') as f, open_archive(f) as z: n = extract(z, zip, dest, temporary, classes)
     except (*DAMAGES, EOFError, NotImplementedError, UnicodeDecodeError):
-        raise OctError(f'{zip} is damaged or cut short, or is no zip or tar.gz: get it from its source.') from None
+        raise OctError(f'{zip} is damaged or cut short, or not a zip or tar.gz: get it from its source.') from None
     checked = ', each with the right CRC-32' if isinstance(z, zipfile.ZipFile) else ''
     say(f'Unpacked {n:,} files in {time.time()-begun:.0f} s{checked}.')
     return dest
@@ -397,7 +399,7 @@ def download(
 )->Path: # `dest`, in which `find_scans` finds the scans
     "Get, verify and unpack the scans; resumes an earlier call; raises `OctError` that says what to do"
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', dataset):
-        raise OctError(f'{dataset!r} is no data set: write OWNER/NAME as in the address of its page on Kaggle.')
+        raise OctError(f'{dataset!r} is not a data set: write OWNER/NAME as in the address of its page on Kaggle.')
     dest = make_dir(dest, 'choose another folder')
     store = make_dir(store, 'choose another folder') if store else dest
     file = store/f'{dataset.split("/")[1]}.zip'

@@ -226,7 +226,7 @@ def prepare(image, size=224, view:str='crop')->np.ndarray:
 def say_whole(fell, n):
     "Say in one sentence how many scans are seen whole, if any"
     verb = 'is' if fell == 1 else 'are'
-    if fell: say(f'{fell:,} of {plural(n, "scan")} {verb} seen whole, as the retina was not found for sure in them.')
+    if fell: say(f'{fell:,} of {plural(n, "scan")} {verb} seen whole, because the retina was not found with certainty.')
 
 def prepare_many(images, size=224, view:str='crop')->tuple:
     "Pixels (N, height, width) uint8 of `prepare`, black for unreadable scans, and N sentences that say why, else ''"

@@ -49,7 +49,7 @@ def load_table(path, then:str='delete it and run the same command again')->pd.Da
         return pd.read_parquet(path)
     except FileNotFoundError: raise OctError(f'There is no table {path}: check the path.') from None
     except OctError as e: raise OctError(f"{path} can't be read: {e}") from None
-    except Exception: raise OctError(f'{path} is damaged or is no table: {then}.') from None
+    except Exception: raise OctError(f'{path} is damaged or not a table: {then}.') from None
 
 TABLES = ('.csv', '.tsv', '.txt', '.parquet') # file endings of tables
 TEXTS = ('path', 'label', 'patient', 'split', 'reason', 'sha256', 'duplicate_of') # columns that are always text
@@ -90,7 +90,7 @@ def titled(t:pd.DataFrame, columns:str, needs)->pd.DataFrame:
 def csv_table(path, columns:str='', needs=())->pd.DataFrame:
     "Read a CSV file, with a decimal point or a decimal comma"
     text = decoded(read_file(path)).lstrip('\r\n')
-    if '\0' in text: raise ValueError('This is no text.')
+    if '\0' in text: raise ValueError('This is not text.')
     if text[:4].lower() == 'sep=': sep,text = text[4],text.partition('\n')[2]
     else: sep = delimiter(text)
     kinds = dict(sep=sep, header=None, keep_default_na=False, skipinitialspace=True)
@@ -204,8 +204,8 @@ def say_unread(files:list):
     if not files: return
     first = min(files, key=lambda f: (f.suffix.lower() not in IMAGES, f))
     hint = ': name its folder with --classes if it is a class' if first.suffix.lower() in IMAGES else ''
-    if str(first).lower().endswith(TABLES): hint = ': where it tells patients, give it by --patients'
-    say(f'Not read, as no folder above bears the name of a class: {plural(len(files), "file")}, '
+    if str(first).lower().endswith(TABLES): hint = ': if it names patients, pass it with --patients'
+    say(f'Not read, because no folder above them is named after a class: {plural(len(files), "file")}, '
         f'e.g. {printable(first)}{hint}.')
 
 def scans_in_folders(root, classes)->pd.DataFrame:
@@ -224,7 +224,8 @@ def scans_in_folders(root, classes)->pd.DataFrame:
     df['bytes'] = [os.path.getsize(root/p) if os.path.exists(root/p) else 0 for p in df.path] # 0: a broken link
     say_unread([f for f,place in zip(files, places) if not place])
     twice = second_copies(root, df)
-    if twice.any(): say(f'Left out, as they are there a second time in another tree: {plural(twice.sum(), "file")}.')
+    second = plural(twice.sum(), 'file')
+    if twice.any(): say(f'Left out, because they are there a second time in another folder: {second}.')
     return frames(root, df[~twice][['path', 'folder', 'label', 'bytes']])
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +265,8 @@ class Source(os.PathLike):
         names = f'{", ".join(map(repr, sorted(set(other.label))[:9]))}'
         if len(other) == len(t): raise OctError(f'No label of {self.file} is one of {", ".join(classes)}, '
             f'but {names}: name them with --classes.')
-        if len(other): say(f'Not read, as --classes does not name their label: {plural(len(other), "scan")} ({names}).')
+        left = f'{plural(len(other), "scan")} ({names})'
+        if len(other): say(f'Not read, because --classes does not name their label: {left}.')
         return t[t.label.isin(classes)].reset_index(drop=True)
 
 def frames(root:Path, df:pd.DataFrame)->pd.DataFrame:
@@ -301,14 +303,14 @@ def labels_of(t:pd.DataFrame, file, root:Path)->pd.DataFrame:
     df['patient'] = t.patient if 'patient' in t else pd.array(named, dtype='Int64').astype('string')
     df = df.drop_duplicates()
     twice = df.path[df.path.duplicated()].tolist()
-    if twice: raise OctError(f'{file} says two things of {twice[0]}: remove one of its rows.')
+    if twice: raise OctError(f'{file} says two different things about {twice[0]}: remove one of its rows.')
     home = os.path.realpath(root)
     for o in df.path:
         if not Path(os.path.realpath(file_of(root/o))).is_relative_to(home):
             raise OctError(f'{file} names {o}, which lies outside {root}: copy it there, or give --root.')
     where = [file_of(root/o) for o in df.path]
     df['bytes'] = [os.path.getsize(o) if os.path.isfile(o) else 0 for o in where]
-    if not df.bytes.any(): raise OctError(f'Not one file that {file} names is in {root}, e.g. {df.path.iloc[0]}: '
+    if not df.bytes.any(): raise OctError(f'No file that {file} names is in {root}, e.g. {df.path.iloc[0]}: '
         'name the folder at which its paths begin by --root.')
     lost = len(t) - len(df)
     if lost: say(f'{Path(file).name} names {plural(lost, "scan")} again: each counts once.')

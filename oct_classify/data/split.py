@@ -111,7 +111,7 @@ def split_table(
     need_classes(df, 'train', 'add scans of that class, or remove its folder.')
     if policy == 'patient': need_classes(df, 'test', 'a class needs scans of at least two patients.')
     if not (df.split == 'test').any():
-        raise OctError('Not one test scan can be used: see the reasons in the table, or choose --policy patient.')
+        raise OctError('No test scan can be used: see the reasons in the table, or choose --policy patient.')
     if policy != 'official': check_split(df)
     return df
 

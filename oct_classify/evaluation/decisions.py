@@ -80,7 +80,7 @@ def rates(y:np.ndarray, alarm:np.ndarray, who:np.ndarray, resamples:int, seed:in
 
 def check_prevalence(p:float):
     "Raise an `OctError` if a prevalence is not between 0 and 1"
-    if not 0 < p < 1: raise OctError(f'{p} is no prevalence: give a share between 0 and 1, such as 0.03.')
+    if not 0 < p < 1: raise OctError(f'{p} is not a prevalence: give a share between 0 and 1, such as 0.03.')
 
 def by_bayes(sens, spec, prevalence:float)->dict:
     "PPV, NPV and alarms per 100 scans at a prevalence"

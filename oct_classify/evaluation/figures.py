@@ -36,7 +36,7 @@ def check_columns(df:pd.DataFrame)->np.ndarray:
     if gone or len(classes_of(df)) < 2: raise OctError('The prediction table lacks '
         f'{" and ".join(gone) or "probability columns"}: it needs path, label and one p_<class> column per class.')
     if not len(df): raise OctError('The prediction table has no rows: give one row per scan.')
-    if not all(isinstance(o, str) for o in df.path): raise OctError('A path is no text: give a file name per row.')
+    if not all(isinstance(o, str) for o in df.path): raise OctError('A path is not text: give a file name per row.')
     try: return probs(df)
     except (ValueError, TypeError): raise OctError('A probability column holds something that is no number: '
         'give numbers from 0 to 1.') from None

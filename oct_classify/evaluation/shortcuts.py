@@ -81,19 +81,19 @@ def move_retina(grey, rng):
 class Disturbance(NamedTuple):
     "A change to stored scans, and what it means if the model's answers are suspicious"
     change:Callable # function(grey, rng) -> grey, both uint8 (H, W)
-    meaning:str='A loss: it leans on what was changed.'
+    meaning:str='A loss: it relies on what was changed.'
     retina_left:bool=True # if False, accuracy beyond chance is suspicious, not its loss
 
 AS_IS = Disturbance(lambda grey, rng: grey, '')
 DISTURBANCES = {
-    'retina masked': Disturbance(mask_retina, 'Right beyond chance: it reads vitreous, choroid or frame.', False),
-    'white border alone': Disturbance(border_alone, "Right beyond chance: it reads the scanner's white border.", False),
-    'borders filled': Disturbance(lambda grey, rng: fill_borders(grey), 'A loss: it leans on the white border.'),
-    'frame greyed': Disturbance(grey_frame, 'A loss: it leans on what stands along the frame, such as burnt-in marks.'),
-    'moved up or down': Disturbance(move_retina, 'A loss: it leans on how high the retina lies in the frame.'),
-    'mirrored': Disturbance(mirrored, 'A loss: it leans on left and right, such as which eye it is.'),
-    'brightness levelled': Disturbance(level_brightness, 'A loss: it leans on how bright the scan is as a whole.'),
-    'one width': Disturbance(one_width, 'A loss: it leans on the width of the file and how sharp it is across.'),
+    'retina masked': Disturbance(mask_retina, 'Right beyond chance: it uses vitreous, choroid or frame.', False),
+    'white border alone': Disturbance(border_alone, "Right beyond chance: it uses the scanner's white border.", False),
+    'borders filled': Disturbance(lambda grey, rng: fill_borders(grey), 'A loss: it relies on the white border.'),
+    'frame greyed': Disturbance(grey_frame, 'A loss: it relies on what is along the frame, such as burnt-in marks.'),
+    'moved up or down': Disturbance(move_retina, 'A loss: it relies on how high the retina is in the frame.'),
+    'mirrored': Disturbance(mirrored, 'A loss: it relies on left and right, such as which eye it is.'),
+    'brightness levelled': Disturbance(level_brightness, 'A loss: it relies on how bright the scan is overall.'),
+    'one width': Disturbance(one_width, 'A loss: it relies on the width of the file and its lateral sharpness.'),
 }
 
 def plot_disturbances(images)->Figure:

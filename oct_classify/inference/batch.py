@@ -143,7 +143,7 @@ class Parts:
         if type(size) is int and 0 < size < 2**31 and begun == plan | dict(size=size): return begun
         if data is not None or any(n.startswith('part-') for n in there):
             held = f'parts of {difference(begun, plan)}'
-            if not replace: raise OctError(f'{at} holds {held}: choose another folder, or delete it to begin anew.')
+            if not replace: raise OctError(f'{at} holds {held}: choose another folder, or delete it to start over.')
             say(f'{at} held {held}; they were removed.')
             self.folder.clear()
         self.folder.write('plan.json', json.dumps(plan, indent=1).encode())
@@ -164,7 +164,7 @@ class Parts:
         kept = [i for i in range(len(self)) if part_name(i) in there]
         done = {i for i,t in zip(kept, ahead(self.get, kept, 8, 16)) if t is not None}
         if len(done) < len(kept): say(f"Damaged parts in {self.folder.at} will be done again: {len(kept)-len(done):,}.")
-        if 0 < len(done) < len(self): say(f'{len(done):,} of {len(self):,} blocks in {self.folder.at} stand already.')
+        if 0 < len(done) < len(self): say(f'{len(done):,} of {len(self):,} blocks in {self.folder.at} are done.')
         return [i for i in range(len(self)) if i not in done]
 
     def merged(self)->pd.DataFrame:
@@ -188,7 +188,7 @@ def bundle_files(bundle)->dict:
     f = Folder(bundle)
     files = {n: f.read(n) for n in f.names() if n in DECIDES}
     if 'config.json' in files: return files
-    raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name one that oct-classify wrote.')
+    raise OctError(f'{bundle} is not a model bundle, because it has no config.json: name one that oct-classify wrote.')
 
 def bundle_hash(bundle)->str:
     "SHA-256 over the bundle files that determine an answer"
@@ -221,11 +221,11 @@ def check_answers(t:pd.DataFrame):
     unread = t.filter(like='p_').isna().all(axis=1)
     undecided = t.abstain & ~unread
     if len(t) and unread.all():
-        raise OctError(f'Not one of the {plural(len(t), "file")} could be answered: name other files, or see the '
+        raise OctError(f'None of the {plural(len(t), "file")} could be answered: name other files, or see the '
                        f'column why; the first, {t.path[0]}: {t.why[0]}')
     if (unread | undecided).any():
-        say(f"No answer to {(unread | undecided).sum():,} of {len(t):,}: {unread.sum():,} can't be read or look like "
-            f'no scan that the model knows, {undecided.sum():,} leave it between classes; the column why says which.')
+        say(f"No answer for {(unread | undecided).sum():,} of {len(t):,}: {unread.sum():,} can't be read or look like "
+            f'no scan that the model knows, {undecided.sum():,} fall between classes; the column why says which.')
 
 def predict_files(
     bundle, # model bundle: the folder bundle that run or train wrote
@@ -337,7 +337,7 @@ class Worker:
         died = int(self.folder.read(tries) or 0)
         if died >= TRIES:
             raise OctError(f'Block {i} ended {TRIES} workers (from {name_of(items[0])} to {name_of(items[-1])}), by '
-                           'lack of memory or a scan that brings its reader down: try these alone in one process.')
+                           'lack of memory or a scan that crashes its reader: try these alone in one process.')
         self.folder.write(tries, str(died+1).encode())
         put_part(self.folder, i, self.score(items), items)
         self.folder.remove([tries])
@@ -368,7 +368,7 @@ def spread(
             for row in progress(rows, len(todo), desc, unit='block'):
                 if row['error'][0]: raise OctError(str(row['error'][0]))
         except ray.exceptions.RayError as e:
-            raise OctError(f'The cluster gave up ({type(e).__name__}): run the command again, to go on.') from None
+            raise OctError(f'The cluster gave up ({type(e).__name__}): run the command again to resume.') from None
     return parts.merged()
 
 def pool_rows(ray, parts, todo, make, args, files, workers, cpus):

@@ -140,7 +140,7 @@ def load_config(bundle)->dict:
     if not path.is_file():
         inside = Path(bundle)/'bundle'
         meant = inside if (inside/'config.json').is_file() else 'the folder bundle that oct-classify wrote'
-        raise OctError(f'{bundle} is not a model bundle, as it holds no config.json: name {meant}.')
+        raise OctError(f'{bundle} is not a model bundle, because it has no config.json: name {meant}.')
     try: c = upgraded(read_json(path.read_text(encoding='utf-8')) if path.stat().st_size < 2**24 else None)
     except (ValueError, AttributeError, RecursionError):
         raise OctError(f'{path} is damaged: get the bundle again.') from None
@@ -160,7 +160,7 @@ def intact(bundle, config:dict, *names:str):
         p,remedy = Path(bundle)/name,remedies.get(name, 'get the bundle again')
         if not p.is_file(): raise OctError(f'{bundle} holds no {name}: {remedy}.')
         if name not in config['sums']: raise OctError(f'{bundle} holds no {name} that its config.json lists: {remedy}.')
-        if config['sums'][name] != digest(p): raise OctError(f'{p} is damaged or was exchanged: get the bundle again.')
+        if config['sums'][name] != digest(p): raise OctError(f'{p} is damaged or was replaced: get the bundle again.')
 
 def load_net(bundle, config:dict):
     "The network of a bundle, on the CPU; raises `OctError` if the weights don't fit its architecture"

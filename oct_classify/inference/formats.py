@@ -383,7 +383,7 @@ def read_mhd(source, name:str):
     text = re.match(rb'.*?ElementDataFile[^\n]*\n?', text, re.S)
     head = dict(re.findall(r'(\w+)\s*=\s*(.*?)\s*$', text[0].decode('latin-1'), re.M)) if text else {}
     kind = MET.get(head.get('ElementType', '').removeprefix('MET_'))
-    if not kind: raise OctError('It is no MetaImage of numbers that are known here, though its name says so.')
+    if not kind: raise OctError('It is not a MetaImage with numbers that can be read, though its name says so.')
     data,at = re.split(r'[\\/]', head['ElementDataFile'])[-1],0
     if data == 'LOCAL': b,at = source.buffer(),len(text[0])
     else: b = source.beside(data).buffer()
@@ -644,7 +644,7 @@ def read_dicom(source, name:str):
             code,coding = unpacked_rle(code, ds),pydicom.uid.ExplicitVRLittleEndian
             one = options | dict(planar_configuration=1, number_of_frames=1)
         elif coded_size(code) != (ds.Rows, ds.Columns):
-            raise OctError('A frame of the DICOM file is damaged or scrambled, as some of Zeiss are.')
+            raise OctError('A frame of the DICOM file is damaged, or scrambled as in some Zeiss files.')
         else:
             check_passes(code, ds.Columns, ds.Rows)
             code,coding = pydicom.encaps.encapsulate([code]),uid # the decoder gets only what was checked

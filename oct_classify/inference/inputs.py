@@ -317,7 +317,7 @@ def names_in(path)->list:
 def image_in(path):
     "What `prepare` takes for the frame that a path names, or None for a plain picture file; raises `OctError`"
     scans,frame = held_in(path)
-    if frame not in scans: raise OctError('The file holds no scan of that number.')
+    if frame not in scans: raise OctError('The file holds no scan with that number.')
     return scans[frame].image() if scans[frame].holder or scans[frame].error else None
 
 # %% ../../nbs/api/inference/inputs.ipynb #053dfb51

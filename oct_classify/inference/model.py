@@ -142,13 +142,13 @@ class OctModel:
         extra = unlisted(bundle, config)
         if extra: say(f'{bundle} holds files that its config.json does not list; not read: {", ".join(extra[:3])}.')
         if engine not in (None, 'torch', 'onnx'): raise OctError(f'There is no engine {engine!r}: name torch or onnx.')
-        if int8 and engine == 'torch': raise OctError('Eight bits run on ONNX Runtime alone: choose engine onnx.')
+        if int8 and engine == 'torch': raise OctError('Eight bits run only on ONNX Runtime: choose engine onnx.')
         torch,runtime = (importlib.util.find_spec(o) for o in ('torch', 'onnxruntime'))
         wanted = device is None and runtime and 'model.onnx' in config['sums']
         if engine is None: engine = 'onnx' if int8 or wanted and not (torch and shutil.which('nvidia-smi')) else 'torch'
         if engine == 'onnx': net = OnnxEngine(bundle, config, int8, threads)
         elif torch: net = load_net(bundle, config)
-        else: raise OctError('Neither PyTorch nor ONNX Runtime with a model.onnx is at hand: install one of them.')
+        else: raise OctError('Neither PyTorch nor ONNX Runtime with a model.onnx is available: install one of them.')
         return cls(net, config, device, load_arrays(bundle, config, 'inputs'))
 
     net = property(lambda self: self.run.net, doc='The `nn.Module`; raises `OctError` with another engine than PyTorch')
@@ -245,7 +245,7 @@ def answers(self:OctModel, batch, abstain:bool=True, force:bool=False)->tuple:
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
     if guarded: whys[good] = doubts(self.inputs, np.stack([batch[i].traits for i in good]), f)
     p[good] = self.calibrated(z)
-    whys[(whys == '') & np.isnan(p).any(1)] = 'The model gives no number for it, as its weights hold none: get another.'
+    whys[(whys == '') & np.isnan(p).any(1)] = 'The model gives no number for it, as its weights are not finite: get another.'
     if not force: p[whys != ''] = np.nan
     return p, whys
 
@@ -296,7 +296,7 @@ def training_looks(
     px,looks = np.array([o.pixels for o in prepared]),np.reshape([o.traits for o in prepared], (-1, N_TRAITS))
     f,inputs,near = model.features(px) if len(px) else None,None,None
     try: inputs = fit_inputs(looks, f, None if patients is None else np.asarray(patients)[at])
-    except OctError as e: say(f"The bundle can't tell what is no scan: {e}")
+    except OctError as e: say(f"The bundle can't recognise what is not a scan: {e}")
     if lookalikes and len(px):
         n = min(lookalikes, len(px))
         k = np.unique(np.linspace(0, len(px)-1, n).astype(int)) # evenly, because scans lie class by class

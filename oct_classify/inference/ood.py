@@ -198,7 +198,7 @@ def doubt(t, distance, inputs:dict)->str:
     if t[SLICES['span']][0] < np.log(.07): return NOT_A_SCAN+'the picture is blank.'
     grain = np.exp(t[SLICES['grain']])
     noise = (grain[[0, 3]] > .85*grain[[2, 5]]).all()
-    if noise: return NOT_A_SCAN+'neighbouring pixels have nothing to do with each other, as in noise.'
+    if noise: return NOT_A_SCAN+'neighbouring pixels are unrelated, as in noise.'
     if no_retina: return NOT_A_SCAN+f'no retina is found in it ({no_retina}).'
     if upside_down(t, inputs['knots']): return NOT_A_SCAN+'it may be upside down.'
     i = 0 if distance[0] > 1 else 1

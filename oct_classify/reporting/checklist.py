@@ -81,7 +81,7 @@ def dataset_answers(name:str|None)->dict: # {key: (state, sentence, source)}
     "What is known of a data set; raises `OctError` for an unknown one"
     t = text_table('datasets')
     if name is not None and name not in set(t.dataset):
-        raise OctError(f'Nothing is known of a data set {name!r}: name {", ".join(t.dataset.unique())} or none.')
+        raise OctError(f'Nothing is known about a data set {name!r}: name {", ".join(t.dataset.unique())} or none.')
     return {o.key: (o.state, o.sentence, o.source) for o in t[t.dataset == name].itertuples()}
 
 # %% ../../nbs/api/reporting/checklist.ipynb #00b79f3a
@@ -252,8 +252,8 @@ def read_study(path)->dict:
     try: o = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError: raise OctError(f"{path} can't be read: check the path.") from None
     except (ValueError, RecursionError):
-        raise OctError(f'{path} is no JSON: give one object of keys and sentences.') from None
-    if not isinstance(o, dict): raise OctError(f'{path} holds no object: give keys and sentences in braces.')
+        raise OctError(f'{path} is not JSON: give one object of keys and sentences.') from None
+    if not isinstance(o, dict): raise OctError(f'{path} holds no JSON object: give keys and sentences in braces.')
     return with_study({}, o)
 
 def crosswalk(facts:dict)->pd.DataFrame: # topic, claim, stard_ai, answer, where, state; one row per question

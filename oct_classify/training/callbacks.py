@@ -84,7 +84,7 @@ class History(Callback):
         if not self.file or rank_distrib(): return
         try:
             with atomic_write(self.file) as f: pd.DataFrame(self.rows).to_csv(f, index=False, float_format='%.6g')
-        except OctError as e: say(f'The history could not be written, and training goes on: {e}')
+        except OctError as e: say(f'The history could not be written; training continues: {e}')
 
     def before_epoch(self):
         "Start the clock"

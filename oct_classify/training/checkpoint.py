@@ -76,7 +76,7 @@ def newest(folder, request:dict)->dict|None:
         try: state = torch.load(f, map_location='cpu', weights_only=True)
         except OSError as e:
             what = f"The state of training {f} can't be read now ({e.strerror})"
-            raise OctError(f'{what}: try again, or begin anew with --no-resume.') from None
+            raise OctError(f'{what}: try again, or start over with --no-resume.') from None
         except Exception: continue # damaged
         if not isinstance(state, dict): continue
         if state.get('request') == request_hash(request): return state
@@ -136,7 +136,7 @@ class Checkpoint(Callback):
         "Restore weights, optimiser and the other callbacks' memories"
         self.last = time.time()
         if not self.state: return
-        say(f'Going on after epoch {self.at[0]}, batch {self.at[1]} ({self.folder}).')
+        say(f'Resuming after epoch {self.at[0]}, batch {self.at[1]} ({self.folder}).')
         get_model(self.model).load_state_dict(self.state['model'])
         self.opt.load_state_dict(self.state['opt'])
         for name,cb in self.others().items():
@@ -194,11 +194,11 @@ class Checkpoint(Callback):
         state |= dict(others=others, smooth=smooth, pct_train=self.pct_train, train_iter=self.train_iter)
         state |= dict(scaler=scaler.state_dict() if scaler else {})
         try: save_state(self.folder, at, state)
-        except OctError as e: say(f'The state of training could not be kept, and training goes on: {e}')
+        except OctError as e: say(f'The state of training could not be saved; training continues: {e}')
 
     def give_up(self, where):
         "Stop, and say where the last good state is; raises `NotANumber`"
         kept = sorted(self.folder.glob('*-*.pt'))
         good = f'; the last good state is {kept[-1]}' if kept else ''
-        what = f'The loss or a weight is not a number any more in {where}, so training was stopped{good}'
+        what = f'The loss or a weight became NaN or infinite in {where}, so training was stopped{good}'
         raise NotANumber(f'{what}: begin again with a smaller --lr or with --precision fp32.')

@@ -184,7 +184,7 @@ def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, opti
     head = 2*look*(n_train+n_other)
     seconds = head + options.epochs*(n_train*learn + n_other*look)
     faster = f'--freeze, the head alone (about {minutes(head)}), or with a smaller --arch'
-    advice = f' A run with {faster} is faster. Going on.' if seconds > 1800 else ''
+    advice = f' A run with {faster} is faster. Continuing.' if seconds > 1800 else ''
     say(f'Training {arch} on {n_train:,} scans: about {minutes(seconds)} on this machine.{advice}')
 
 # %% ../../nbs/api/training/learner.ipynb #17034e90

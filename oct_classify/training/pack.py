@@ -168,7 +168,7 @@ def pack(
         say_whole(unfinished.whole, len(table))
         packed = open_pack(out, key)
     lost = packed.table[readable & (packed.table.error != '')]
-    what = f"{plural(len(lost), 'scan')} could be read before and can't be read now, and are left out"
+    what = f"{plural(len(lost), 'scan')} could be read before but can't be read now, and are left out"
     if len(lost): say(f'{what}, e.g. {lost.path.iloc[0]}: {lost.error.iloc[0]}')
     return packed
 
