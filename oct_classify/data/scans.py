@@ -336,10 +336,13 @@ def scan_source(
     "Where the scans are, and the labels or patients that a table gives; raises `OctError` for invalid input"
     if isinstance(data, Source): return data
     file = Path(data)
-    if not file.exists(): raise OctError(f'There is no folder {file}: check the path.')
+    kind = 'file' if str(file).lower().endswith(TABLES) else 'folder'
+    if not file.exists(): raise OctError(f'There is no {kind} {file}: check the path.')
     if file.is_dir():
         if root: raise OctError('--root is for a table of labels: leave it out, or name that table as DATA.')
-        if patients is None: return Source(file)
+        if patients is None:
+            if columns: raise OctError('--columns is for a table: leave it out, or add --patients FILE.')
+            return Source(file)
         return Source(file, Path(patients), patients=patients_in(patients, columns))
     if not str(file).lower().endswith(TABLES):
         raise OctError(f'{file} is a file: unpack it, or name the folder of the class folders, or a CSV of labels.')

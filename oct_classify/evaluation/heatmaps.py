@@ -283,7 +283,7 @@ def scan_maps(
     stored = [s.image() for s in scans]
     px,places = zip(*[placed(o, model.config['size'], model.config['view']) for o in stored])
     z = model.logits(np.stack(px))
-    if np.isnan(z).any(): raise OctError('The model gives no number, as its weights are not finite: get another bundle.')
+    if np.isnan(z).any(): raise OctError('The weights of the model are not finite: get another bundle.')
     numbers = z.argmax(1) if target is None else class_numbers(model.classes, target, len(px))
     maps = heat_map(model, np.stack(px), numbers, method)
     return [ScanMap(read_grey(o), place.back(heat), model.classes[k], scan_title(model, s.name, logits, k),

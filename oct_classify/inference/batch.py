@@ -219,13 +219,13 @@ def write_table(t:pd.DataFrame, out=None):
 def check_answers(t:pd.DataFrame):
     "Report how many scans of a prediction table have no answer; raises `OctError` if none could be read"
     unread = t.filter(like='p_').isna().all(axis=1)
-    undecided = t.abstain & ~unread
+    undecided = t.abstain & ~unread & (t.predicted == '') # not where an answer was forced
     if len(t) and unread.all():
         raise OctError(f'None of the {plural(len(t), "file")} could be answered: name other files, or see the '
                        f'column why; the first, {t.path[0]}: {t.why[0]}')
     if (unread | undecided).any():
-        say(f"No answer for {(unread | undecided).sum():,} of {len(t):,}: {unread.sum():,} can't be read or look like "
-            f'no scan that the model knows, {undecided.sum():,} fall between classes; the column why says which.')
+        say(f"No answer for {(unread | undecided).sum():,} of {len(t):,}: {unread.sum():,} can't be read or don't look "
+            f'like a scan the model knows, {undecided.sum():,} are too uncertain; the column why gives the reasons.')
 
 def predict_files(
     bundle, # model bundle: the folder bundle that run or train wrote

@@ -245,7 +245,7 @@ def answers(self:OctModel, batch, abstain:bool=True, force:bool=False)->tuple:
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
     if guarded: whys[good] = doubts(self.inputs, np.stack([batch[i].traits for i in good]), f)
     p[good] = self.calibrated(z)
-    whys[(whys == '') & np.isnan(p).any(1)] = 'The model gives no number for it, as its weights are not finite: get another.'
+    whys[(whys == '') & np.isnan(p).any(1)] = 'The weights of the model are not finite: get another bundle.'
     if not force: p[whys != ''] = np.nan
     return p, whys
 
