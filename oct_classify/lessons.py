@@ -22,7 +22,7 @@ def keep_folder()->Path:
         drive.mount('/content/drive')
         return make_dir('/content/drive/MyDrive/oct_classify')
     except Exception as e: # refused, or out of order; Colab's own kinds of error differ by version
-        say(f'Drive is not used ({e}): the lesson goes on, but what it makes is gone when this machine is.')
+        say(f'Drive is not used ({e}): the lesson continues, but its results are lost with this machine.')
     return make_dir('/content/oct_classify')
 
 # %% ../nbs/api/lessons.ipynb #351e7b98

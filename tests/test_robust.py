@@ -147,7 +147,7 @@ def test_official_policy_says_that_it_leaks(cli, data, tmp_path):
     one = data / 'train/CNV/CNV-1000-1.jpeg'
     shutil.copy(one, data / 'test/CNV/CNV-1000-9.jpeg')
     code, _, err = cli('run', data, *RUN, '--policy', 'official', '--out', tmp_path / 'official')
-    assert code == 0 and 'Beware' in err and 'CNV-1000-1.jpeg' in err
+    assert code == 0 and 'Warning: metrics' in err and 'CNV-1000-1.jpeg' in err
     assert 'These metrics are too good' in (tmp_path / 'official/report.html').read_text(encoding='utf-8')
     one.rename(one.with_name('left eye.jpeg'))
     assert cli('run', data, *RUN, '--out', tmp_path / 'clean', '--quiet')[0] == 0
@@ -212,7 +212,7 @@ def test_ctrl_c_keeps_what_was_finished(data, tmp_path):
     p.send_signal(signal.SIGINT)
     rest = p.stderr.read()
     p.stderr.close()
-    assert p.wait() == 130 and rest.strip().splitlines()[-1].endswith('the same command goes on from there.')
+    assert p.wait() == 130 and rest.strip().splitlines()[-1].endswith('run the same command again to resume.')
     assert (
         sorted(o.name for o in (tmp_path / 'out').iterdir())
         == ['checkpoints', 'duplicates.parquet', 'history.csv', 'pixels', 'scans.parquet', 'split.csv']

@@ -149,7 +149,7 @@ def test_tables_that_cannot_be_meant_are_refused(tmp_path, capfd):
     faults = {
         f'path,label\n{first},CNV\n../outside.jpeg,CNV\n': 'lies outside',
         f'path,label\n{first},CNV\nlink.jpeg,CNV\n': 'lies outside',
-        f'path,label\n{first},CNV\n{first},DME\n': f'two things of {first}',
+        f'path,label\n{first},CNV\n{first},DME\n': f'two different things about {first}',
         f'path,label\n{first},CNV\n,\n,DME\n': 'lacks a path or a label in row 2',
         f'path,label\n{first},CNV\n{second},\n': 'lacks a path or a label in row 2',
         'path,label\nnowhere.jpeg,CNV\n': 'No file that',

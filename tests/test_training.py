@@ -119,7 +119,7 @@ def test_stopped_training_goes_on(cli, data, tmp_path, sig):
     p.stderr.close()
     assert (
         p.wait() == 130
-        and rest.strip().splitlines()[-1].endswith('the same command goes on from there.')
+        and rest.strip().splitlines()[-1].endswith('run the same command again to resume.')
         and 'Traceback' not in rest
     )
     left = sorted(o.name for o in (tmp_path / 'stopped').iterdir())

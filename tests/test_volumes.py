@@ -98,7 +98,7 @@ def test_volumes_in_class_folders_and_what_is_none(tables, tmp_path):
     assert len(found) == 9 and found.path[found.label == 'DME'].tolist() == ['DME/DME-1-1.vol#0', 'DME/DME-1-1.vol#1']
     t = scan_table(tmp_path)
     assert (t.error != '').sum() == 1 and set(t.patient[t.error == '']) == {'1'}
-    with pytest.raises(OctError, match='no scan of that number'): read_grey(tmp_path/'DME/DME-1-1.vol#2')
+    with pytest.raises(OctError, match='no scan with that number'): read_grey(tmp_path/'DME/DME-1-1.vol#2')
 
 
 def test_the_archive_itself(cli, tmp_path):
