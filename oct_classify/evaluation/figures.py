@@ -38,7 +38,7 @@ def check_columns(df:pd.DataFrame)->np.ndarray:
     if not len(df): raise OctError('The prediction table has no rows: give one row per scan.')
     if not all(isinstance(o, str) for o in df.path): raise OctError('A path is not text: give a file name per row.')
     try: return probs(df)
-    except (ValueError, TypeError): raise OctError('A probability column holds something that is no number: '
+    except (ValueError, TypeError): raise OctError('A probability column holds something that is not a number: '
         'give numbers from 0 to 1.') from None
 
 def check_predictions(df:pd.DataFrame)->pd.DataFrame:
