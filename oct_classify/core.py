@@ -316,7 +316,8 @@ def say(*args):
     "Print one line for the user to the stream `heard`, unless `quiet`"
     if _quiet: return
     stream = heard()
-    tqdm.write(one_line(' '.join(map(str, args))), file=stream) # clears a bar that is there, and draws it again below
+    # clears a bar that is there and draws it again below; no lock, which Ctrl-C could leave locked
+    tqdm.write(one_line(' '.join(map(str, args))), file=stream, nolock=True)
     stream.flush()
 
 def progress(it=None, total:int|None=None, desc:str='', **kwargs):

@@ -309,7 +309,7 @@ def test_two_processes_at_once(server, made, tmp_path):
     server.rate = 200_000
     one = subprocess.Popen([sys.executable, '-c', RUN, tmp_path/'d'], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob('d/*.part')): time.sleep(.02)
-    assert 'Another process is at work' in refused(tmp_path/'d')
+    assert 'Another process is using' in refused(tmp_path/'d')
     assert one.wait() == 0, one.stderr.read()
     one.stderr.close()
     assert complete(tmp_path/'d', made[1])

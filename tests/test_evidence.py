@@ -17,7 +17,7 @@ FAULTS = {
     'do not sum to 1': lambda t: t.assign(p_CNV=t.p_CNV*.5),
     'outside 0 to 1': lambda t: t.assign(p_CNV=-1., p_DME=2., p_DRUSEN=0., p_NORMAL=0.),
     'label that is none of': lambda t: t.assign(label=['AMD', *t.label[1:]]),
-    'no number': lambda t: t.assign(p_DME='high'),
+    'not a number': lambda t: t.assign(p_DME='high'),
     'no rows': lambda t: t[:0],
     'a row already': lambda t: pd.concat([t, t[:1]]),
 }
