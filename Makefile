@@ -32,14 +32,15 @@ notebooks pytest test-slow: export OMP_NUM_THREADS := 1
 notebooks test-slow: export PYTHONWARNINGS := ignore:`torch.jit.script`:FutureWarning
 
 notebooks: $(READY)
-	$(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-file-re '^([_.]|colab|\d_)' nbs
+	$(BIN)/nbdev-test --n-workers $(JOBS) --timing --skip-file-re '^([_.]|colab|gallery|\d_)' nbs
 
 pytest: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
-	for n in nbs/[1-9]_*.ipynb nbs/colab.ipynb $$(grep -rl --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '"#| slow' nbs/api); do $(BIN)/nbdev-test --n-workers 0 --flags slow --timing $$n || exit 1; done
+	export OCT_LESSONS=$$(mktemp -d); trap 'rm -rf "$$OCT_LESSONS"' EXIT; \
+	for n in nbs/[1-9]_*.ipynb nbs/colab.ipynb nbs/gallery.ipynb $$(grep -rl --include='*.ipynb' --exclude-dir=.ipynb_checkpoints '"#| slow' nbs/api); do $(BIN)/nbdev-test --n-workers 0 --flags slow --timing $$n || exit 1; done
 
 # The lowest versions that settings.ini promises, which are Colab's. Three steps: the install line changes nothing that is
 # there; with the extras that the pages' install lines name the notebooks run, in a copy; with all extras the tests pass.

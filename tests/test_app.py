@@ -93,7 +93,11 @@ def free_port():
 def start(bundle, log, settings='pass', browser=False, **env):
     "The app in a process of its own, and its address; `settings` are statements that change its module `a`"
     if pytest.importorskip('ipywidgets').__version__.startswith('7'): pytest.skip('needs ipywidgets 8')
-    code = f'import sys, oct_classify.app as a; {settings}; a.serve(sys.argv[1], int(sys.argv[2]), browser={browser})'
+    code = (
+        'import signal, sys, oct_classify.app as a; '
+        'signal.signal(signal.SIGINT, signal.default_int_handler); '  # which a shell's background job ignores
+        f'{settings}; a.serve(sys.argv[1], int(sys.argv[2]), browser={browser})'
+    )
     with open(log, 'wb') as f:
         p = subprocess.Popen(
             [sys.executable, '-c', code, str(bundle), str(free_port())],
