@@ -1,3 +1,4 @@
+import importlib.util
 import os
 from pathlib import Path
 
@@ -16,6 +17,17 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def root(): return ROOT
+
+
+@pytest.fixture(scope='session')
+def script():
+    "Loads a script of the repository, such as bench/maps.py, as a module"
+    def load(path):
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT/path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    return load
 
 
 @pytest.fixture(scope='session')

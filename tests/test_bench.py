@@ -1,6 +1,5 @@
 "Scripts of bench/ run for hours and in no test: each still parses, imports only what is there, and names its options."
 import ast
-import importlib.util
 import re
 from pathlib import Path
 
@@ -101,11 +100,9 @@ p.add_argument('--repeat'); p.add_argument('--forgotten'); p.add_argument('--inn
     ]
 
 
-def test_measures_of_maps(root):
+def test_measures_of_maps(script):
     "A map that points at the one bright spot that a network reads, its opposite, and weights drawn anew"
-    spec = importlib.util.spec_from_file_location('maps', root / 'bench/maps.py')
-    maps = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maps)
+    maps = script('bench/maps.py')
 
     class Spot(torch.nn.Module):
         def forward(self, x):

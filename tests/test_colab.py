@@ -1,5 +1,4 @@
 "What the install line and settings.ini promise about Colab's versions; make test-colab runs those versions."
-import importlib.util
 import json
 import re
 import sys
@@ -13,12 +12,7 @@ from packaging.version import Version
 
 
 @pytest.fixture(scope='module')
-def colab(root):
-    "The script .ci/colab.py as a module"
-    spec = importlib.util.spec_from_file_location('colab', root/'.ci/colab.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def colab(script): return script('.ci/colab.py')
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 "Scans from files, folders, archives, volumes and buckets: what is damaged costs a row, never the run"
 import builtins
-import importlib.util
 import io
 import subprocess
 import sys
@@ -21,11 +20,7 @@ pytestmark = pytest.mark.xdist_group('inputs')  # one process for all: what the 
 
 
 @pytest.fixture(scope='module')
-def fuzz(root):
-    spec = importlib.util.spec_from_file_location('fuzz', root/'bench/fuzz.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def fuzz(script): return script('bench/fuzz.py')
 
 
 @pytest.fixture(scope='module')

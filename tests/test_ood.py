@@ -1,5 +1,4 @@
 "Pictures that are no scans are refused, scans are answered: on phantoms, and on real scans where they are at hand."
-import importlib.util
 import subprocess
 import sys
 
@@ -17,12 +16,9 @@ SIZE = (112, 168)
 
 
 @pytest.fixture(scope='module')
-def bench(root):
+def bench(script):
     "The generator of the kinds that are reported, which no choice was made with"
-    spec = importlib.util.spec_from_file_location('nonscans', root/'bench/nonscans.py')
-    m = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(m)
-    return m
+    return script('bench/nonscans.py')
 
 
 def seen(images): return np.stack([traits(*placed(g, SIZE)) for g in images])

@@ -44,12 +44,10 @@ def vol(folder, name, frames):
 
 
 @pytest.fixture(scope='module')
-def tables(root, tmp_path_factory):
+def tables(script, tmp_path_factory):
     "The same 72 phantoms of 24 patients as pictures, pages, DICOM and volumes, each with a table of labels"
     global FUZZ
-    spec = importlib.util.spec_from_file_location('fuzz', root/'bench/fuzz.py')
-    FUZZ = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(FUZZ)
+    FUZZ = script('bench/fuzz.py')
     folder, lines = tmp_path_factory.mktemp('volumes'), {}
     for c in CLASSES:
         for p in range(6):
