@@ -109,7 +109,7 @@ def read_scan(
         r.whole = where.view != model.config['view']
         r.heat,r.map_says = evidence_map(model, pixels, where, model.classes.index(r.top))
         if bundle is not None and (Path(bundle)/'neighbours.safetensors').is_file():
-            r.near = lookalikes(bundle, model.features(pixels[None].copy())[0], 4)
+            r.near = lookalikes(bundle, model.features(pixels[None])[0], 4)
     return r
 
 # %% ../nbs/api/app.ipynb #4cd39f0e
