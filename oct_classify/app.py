@@ -105,7 +105,7 @@ def read_scan(
         r = Reading(row, model.classes, model.config['thresholds'].get('urgent', .5))
         with contextlib.suppress(OctError): r.grey = read_grey(image)
         if not r.top: return r
-        pixels,where = placed(image, model.config['size'], model.config['view'])
+        pixels,where = placed(image, *model.looks)
         r.whole = where.view != model.config['view']
         r.heat,r.map_says = evidence_map(model, pixels, where, model.classes.index(r.top))
         if bundle is not None and (Path(bundle)/'neighbours.safetensors').is_file():

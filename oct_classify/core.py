@@ -9,10 +9,10 @@ __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 
            'MAX_CODED', 'UPRIGHT', 'FORMULAS', 'MAX_LISTING', 'known_classes', 'OctError', 'CheckFailed', 'class_word',
            'scan_name', 'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey',
            'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'file_of', 'is_here',
-           'orientation', 'open_image', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed', 'sweep',
-           'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'heard', 'say', 'progress',
-           'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip', 'swells',
-           'cpu_use', 'spare_cores', 'ahead']
+           'orientation', 'open_image', 'own_spacing', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed',
+           'sweep', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'heard', 'say',
+           'progress', 'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip',
+           'swells', 'cpu_use', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -186,8 +186,15 @@ def open_image(source)->Image.Image:
     check_passes(code, *im.size)
     return im
 
-def read_scaled(source, at_least=None):
-    "The result of `read_grey`, and (height, width) as stored; raises `OctError` that says why a source can't be read"
+def own_spacing(im:Image.Image)->float|None:
+    "Depth of a row in µm that a picture states in its resolution, or a reader of volumes; None if not credible"
+    try: spacing = im.info['spacing'] if 'spacing' in im.info else 25400/float(im.info['dpi'][1])
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError): return None
+    return spacing if .5 <= spacing <= 20 else None # 72 dpi, as scanners of paper say, is 353 µm
+
+def read_scaled(source, at_least=None, spacing:float|None=None):
+    """The result of `read_grey`, (height, width) as stored, and the depth of a row in µm, the source's own or else
+    `spacing`; `at_least` may be a function of (height, width) and depth; raises `OctError` with why it can't be read"""
     try:
         with open_image(source) as im:
             turn = orientation(im)
@@ -196,12 +203,14 @@ def read_scaled(source, at_least=None):
                 raise OctError(f'The image is {w}x{h} pixels, but a scan has at least {MIN_SIDE} on each side.')
             if w*h > MAX_PIXELS:
                 raise OctError(f'The image is {w}x{h} pixels, but at most {MAX_PIXELS//10**6} million are accepted.')
+            spacing = own_spacing(im) or spacing
+            if callable(at_least): at_least = at_least((h, w), spacing)
             k = max(k for k in (1, 2, 4, 8) if k == 1 or at_least and w//k >= at_least[1] and h//k >= at_least[0])
             if k > 1: im.draft('L', at_least if turn >= 5 else at_least[::-1]) # a JPEG shrinks while it is decoded
             grey = to_grey(im)
             if turn in UPRIGHT: grey = np.ascontiguousarray(UPRIGHT[turn](grey))
             if k > 1 and grey.shape == (h, w): grey = np.asarray(Image.fromarray(grey).reduce(k))
-            return grey, (h, w)
+            return grey, (h, w), spacing
     except Exception as e: raise OctError(why_unreadable(e)) from None
 
 def read_grey(source, at_least=None)->np.ndarray:

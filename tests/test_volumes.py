@@ -36,7 +36,7 @@ def vol(folder, name, frames):
     "Reflectivity that Heidelberg shows as these greys"
     n, h, w = frames.shape
     head = bytearray(2048)
-    struct.pack_into('<12s3I3d2I2d', head, 0, b'HSF-OCT-103', w, n, h, .01, .1, .004, 8, 8, .01, .01)
+    struct.pack_into('<12s3I3d2I2d', head, 0, b'HSF-OCT-103', w, n, h, .01, .1, 1.91952/h, 8, 8, .01, .01)
     struct.pack_into('<I', head, 100, 256)
     shown = [(np.exp(f/255*8.285-8.3)-2.44e-4).astype('<f4').tobytes() for f in frames]
     (folder/f'{name}.vol').write_bytes(bytes(head)+bytes(64)+b''.join(bytes(256)+f for f in shown))

@@ -281,7 +281,7 @@ def scan_maps(
     scans = as_scans([images] if single or getattr(images, 'ndim', 0) == 2 else list(images))
     if not scans: raise OctError('There is no scan to explain: give at least one.')
     stored = [s.image() for s in scans]
-    px,places = zip(*[placed(o, model.config['size'], model.config['view']) for o in stored])
+    px,places = zip(*[placed(o, *model.looks) for o in stored])
     z = model.logits(np.stack(px))
     if np.isnan(z).any(): raise OctError('The weights of the model are not finite: get another bundle.')
     numbers = z.argmax(1) if target is None else class_numbers(model.classes, target, len(px))

@@ -240,6 +240,7 @@ def predict_files(
     workers:int|None=None, # with engine ray: maximum number of workers (as many as there are CPUs)
     root:str|None=None, # folder that the paths in a CSV are relative to and may not leave (the CSV's own)
     force:bool=False, # give probabilities and a class even if the model would abstain; why keeps the reason
+    spacing:float|None=None, # µm per row of pictures that don't say it (as in training)
 )->pd.DataFrame: # prediction table
     """Classify files: pictures, folders, patterns, zip, CSV of paths, DICOM, volumes, URLs
 
@@ -251,7 +252,7 @@ def predict_files(
     if engine not in (None, *ENGINES): raise OctError(f'There is no engine {engine!r}: choose {", ".join(ENGINES)}.')
     if engine == 'ray' and out is None: raise OctError('A cluster needs a place to keep what is done: give --out FILE.')
     if engine == 'ray' and force: raise OctError('A cluster gives no forced answers: leave out --force or the engine.')
-    options = {k: v for k,v in dict(engine=engine, int8=int8).items() if v and v != 'ray'} # only those that were given
+    options = {k: v for k,v in dict(engine=engine, int8=int8, spacing=spacing).items() if v and v != 'ray'} # as given
     if engine == 'ray': t = predict_ray(bundle, paths, f'{out}.parts', address, workers, root=root, **options)
     else:
         scans = scans_of(paths, root)

@@ -25,7 +25,7 @@ from ..data.prepare import MAX_SIDE, VIEWS, as_size
 from ..data.scans import load_table
 
 # %% ../../nbs/api/inference/bundle.ipynb #fbc93921
-SCHEMA = 1
+SCHEMA = 2 # increase it when the pixels of a scan, or what a file of a bundle holds, change
 ENGINES = ('torch', 'onnx', 'ray') # PyTorch, ONNX Runtime, a cluster
 RESEARCH_USE = 'For research use only: this is not a medical device and must not guide the care of a patient.'
 DEFAULTS = dict(schema=SCHEMA, temperature=1., mirror=True, thresholds=dict(urgent=.5, confidence=.5)) # for config.json
@@ -103,7 +103,7 @@ CONFIG_TYPES = dict(schema=int, arch=str, classes=list, size=list, view=str, tem
                     thresholds=dict, sums=dict)
 MORE_TYPES = dict(stages=int, options=dict, recipe=str, request=dict, unread=dict, epochs=int, seed=int, bs=int,
                   lr=NUMBER, weights=str, balance=str, calibrated=bool, versions=dict, int8=dict, history=list,
-                  members=list, dataset=str) # of optional entries
+                  members=list, dataset=str, spacing=NUMBER, adapted=dict) # of optional entries
 
 def is_a(value, kind)->bool:
     "Is a value of JSON of this kind? A boolean is not a number here"
@@ -124,7 +124,7 @@ def in_range(c:dict)->bool:
     summed = 'model.safetensors' in sums and all(isinstance(v, str) for v in sums.values())
     return (named and len(set(classes)) == len(classes) and sized and summed and c['view'] in VIEWS
         and .001 <= c['temperature'] < 100 and 0 <= (c.get('stages') or 0) <= 9
-        and len(c['arch']) <= 500 and c['arch'].count('+') < MAX_MEMBERS
+        and .5 <= (c.get('spacing') or 1) <= 20 and len(c['arch']) <= 500 and c['arch'].count('+') < MAX_MEMBERS
         and all(is_a(v, NUMBER) and 0 <= v <= 1 for v in c['thresholds'].values())
         and isinstance(options.get('augment') or {}, dict) and isinstance(options.get('precision') or '', str))
 
@@ -148,7 +148,9 @@ def load_config(bundle)->dict:
     bad += [k for k,t in MORE_TYPES.items() if c.get(k) is not None and not is_a(c[k], t)]
     if bad: raise OctError(f'{path} lacks a usable {bad[0]!r}: get the bundle again.')
     if c['schema'] != SCHEMA:
-        raise OctError(f"The bundle has schema {c['schema']}, not {SCHEMA}: install the version that wrote it.")
+        newer = c['schema'] > SCHEMA
+        raise OctError(f'{bundle} is of a newer version of oct_classify: install that version.' if newer else
+            f'{bundle} is of an older version of oct_classify, which cut scans in another way: train it again.')
     if not in_range(c): raise OctError(f'{path} holds values out of range: get the bundle again.')
     return c
 

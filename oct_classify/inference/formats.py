@@ -14,7 +14,7 @@ __all__ = ['DICOM', 'MAX_VOLUME', 'MAX_FRAMES', 'MAX_VOXELS', 'MAX_HEADER', 'NEE
            'xml_pictures', 'read_oct', 'slice_axis', 'read_array', 'array_at', 'inflated', 'chosen', 'read_mhd',
            'read_nifti', 'npy_head', 'npy_array', 'read_npy', 'read_npz', 'unpacked_mat', 'read_mat', 'Chunked',
            'read_hdf5', 'is_dicom', 'dicom_header', 'check_kind', 'check_dicom', 'check_frames', 'coded_size',
-           'unpacked_rle', 'display_settings', 'padding', 'displayed', 'read_dicom']
+           'unpacked_rle', 'display_settings', 'row_spacing', 'padding', 'displayed', 'read_dicom']
 
 # %% ../../nbs/api/inference/formats.ipynb #b4fb695f
 import io, math, os, re, struct, threading, zlib
@@ -151,6 +151,7 @@ def read_vol(source, name:str):
     step = head+4*w*h
     check_volume(n, h, w, start+n*step <= len(b))
     def frame(i): return heidelberg_grey(b[start+i*step+head:start+(i+1)*step].view('<f4').reshape(h, w))
+    frame.spacing = 1000*unpack_at(b, 40, '<d')[0]
     return n, frame
 
 # %% ../../nbs/api/inference/formats.ipynb #3d94d871
@@ -216,6 +217,7 @@ def read_e2e(source, name:str):
     eyes = [dict(zip(b'RL', ('OD-', 'OS-'))).get(sides.get(o[2]), '') for o in volumes]
     if len(volumes) > 1: frame.labels = [f'{eye}{k}#{i}' for k,(eye,v) in enumerate(zip(eyes, volumes.values()), 1)
         for i in range(len(v))]
+    frame.spacing = 3.87 # µm: all are of the Spectralis
     return len(e), frame
 
 # %% ../../nbs/api/inference/formats.ipynb #4d5bfcde
@@ -599,6 +601,14 @@ def display_settings(ds, i:int):
     if not shown.get('WindowWidth') or 'WindowCenter' not in shown: shown.pop('WindowWidth', None)
     return shown
 
+def row_spacing(ds)->float|None:
+    "Distance of two rows in µm, if the file says it"
+    for k in ('SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence'):
+        for group in list(ds.get(k) or [])[:1]:
+            for inner in list(group.get('PixelMeasuresSequence') or [])[:1]: ds = inner
+    try: return 1000*float(ds.PixelSpacing[0])
+    except (AttributeError, IndexError, TypeError, ValueError): return None
+
 def padding(a:np.ndarray, shown)->np.ndarray:
     "Mask of the pixels that stand for no measurement"
     if 'PixelPaddingValue' not in shown: return np.zeros(a.shape, bool)
@@ -655,6 +665,7 @@ def read_dicom(source, name:str):
             try: a = pixels(f, i)
             except (RuntimeError, ValueError): raise OctError('A frame of the DICOM file is damaged.') from None
         return displayed(a, display_settings(ds, i))
+    frame.spacing = row_spacing(ds)
     return n, frame
 
 # %% ../../nbs/api/inference/formats.ipynb #ac4263d5

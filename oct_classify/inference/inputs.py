@@ -17,6 +17,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ..core import *
 from ..data.scans import decoded
@@ -64,8 +65,14 @@ class Openable:
     def opened(self): return self.recent.content(self)
 
 class Volume(Openable):
-    "Slices that share a file, opened as (number of slices, function that gives one)"
-    def image(self, i:int): return self.opened()[1](i)
+    "Slices that share a file, opened as (number of slices, function that gives one and may know the depth of a row)"
+    def image(self, i:int):
+        frame = self.opened()[1]
+        grey,spacing = frame(i),getattr(frame, 'spacing', None)
+        if not spacing: return grey
+        im = Image.fromarray(grey)
+        im.info['spacing'] = spacing # for `own_spacing`
+        return im
 
 # %% ../../nbs/api/inference/inputs.ipynb #112e05b3
 def suffix(name:str)->str:

@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/inference/model.html.md"""
 
 # %% auto #0
 __all__ = ['cores', 'OnnxEngine', 'TorchEngine', 'NamedScan', 'PreparedScan', 'is_one', 'as_scans', 'OctModel', 'label_of',
-           'prediction_table', 'training_looks', 'quantise']
+           'meanings', 'merged', 'prediction_table', 'training_looks', 'quantise']
 
 # %% ../../nbs/api/inference/model.ipynb #34cc2c5e
 import importlib.util, os, re, shutil
@@ -19,7 +19,7 @@ from fastcore.basics import chunked, patch
 from PIL import Image
 
 from ..core import *
-from ..data.prepare import placed, prepare_many, say_whole
+from ..data.prepare import check_spacing, placed, prepare_many, say_whole
 from .bundle import *
 from .inputs import scans_of
 from .onnx import onnx_runtime, open_graph, try_graph
@@ -136,9 +136,11 @@ class OctModel:
         device=None, # of PyTorch
         int8:bool=False, # use the 8-bit network, with ONNX Runtime
         threads:int|None=None, # batches that ONNX Runtime works on at a time; None: one per core
+        spacing:float|None=None, # µm per row of pictures that don't say it; None: as in training
     ):
         "Load a bundle, running no code from it; raises `OctError` if it is damaged"
         config = load_config(bundle)
+        if spacing: config |= dict(spacing=check_spacing(spacing))
         extra = unlisted(bundle, config)
         if extra: say(f'{bundle} holds files that its config.json does not list; not read: {", ".join(extra[:3])}.')
         if engine not in (None, 'torch', 'onnx'): raise OctError(f'There is no engine {engine!r}: name torch or onnx.')
@@ -153,6 +155,11 @@ class OctModel:
 
     net = property(lambda self: self.run.net, doc='The `nn.Module`; raises `OctError` with another engine than PyTorch')
     device = property(lambda self: self.run.device, doc='The torch device; likewise')
+
+    @property
+    def looks(self)->tuple:
+        "How the model looks at a scan: size, view and µm per row of pictures that don't say it, for `placed`"
+        return tuple(self.config['size']), self.config['view'], self.config.get('spacing')
 
     def batch_output(self, px, features=True):
         "Logits of a batch, the mean of scan and mirror image; and features of the scan itself, or None"
@@ -196,6 +203,23 @@ def label_of(name:str, classes)->str:
     if parent in classes: return parent
     return parts.label if parts and parts.label in classes else ''
 
+def meanings(same:str, classes)->dict: # {label: which of the classes (K,) bool}
+    """The labels that a model can be tested by: its classes, or a name for several of them, given as 'AMD=CNV+DRUSEN',
+    joined by commas; raises `OctError` for another class, or one that is named twice"""
+    named = {}
+    for part in filter(None, same.split(',')):
+        label,_,names = part.partition('=')
+        named[class_word(label)] = [class_word(o) for o in names.split('+')]
+    covered = [o for names in named.values() for o in names]
+    if len(set(covered)) < len(covered) or not set(covered) <= set(classes) or '' in named:
+        raise OctError(f'{same!r} is not understood: write AMD=CNV+DRUSEN, each class once, of {", ".join(classes)}.')
+    named |= {c: [c] for c in classes if c not in covered}
+    return {label: np.isin(classes, names) for label,names in named.items()}
+
+def merged(p:np.ndarray, labels:dict)->np.ndarray:
+    "Probabilities (N, K) of classes as those (N, L) of labels from `meanings`"
+    return p@np.stack(list(labels.values()), 1).astype(float)
+
 def prediction_table(
     names, # N names or paths
     p:np.ndarray, # (N, K); rows of nan if there is no answer
@@ -229,7 +253,7 @@ def prediction_table(
 def ready(self:OctModel, scan, look:bool=True)->PreparedScan:
     "Prepare an object with `name` and `image()`, with its traits if `look`; or say why it can't be prepared"
     try:
-        px,where = placed(scan.image(), self.config['size'], self.config['view'])
+        px,where = placed(scan.image(), *self.looks)
         return PreparedScan(scan.name, px, traits(px, where) if look else None, where.view != self.config['view'])
     except OctError as e: return PreparedScan(scan.name, why=str(e))
     except Exception as e: return PreparedScan(scan.name, why=f'The file could not be read ({type(e).__name__}).')
@@ -316,9 +340,9 @@ def quantise(bundle, data, scans:int=128)->dict: # `accuracy`, `accuracy_int8`, 
     if gone: raise OctError(f'{len(gone):,} scans are not in {data}, first {gone[0]}: give the folder of its training.')
     found = find_scans(source, known_classes(c['classes']))
     found = found[~found.path.isin(held.path) & (found.folder != 'test')].sample(frac=1, random_state=0)[:scans]
-    px,whys = prepare_many([data/o for o in found.path], c['size'], c['view'])
+    px,whys = prepare_many([data/o for o in found.path], c['size'], c['view'], c.get('spacing'))
     add_int8(bundle, px[[not w for w in whys]])
-    px,whys = prepare_many([data/o for o in held.path], c['size'], c['view'])
+    px,whys = prepare_many([data/o for o in held.path], c['size'], c['view'], c.get('spacing'))
     ok = np.array([not w for w in whys])
     held,px = held[ok],px[ok]
     full,eight = (OctModel.load(bundle, engine='onnx', int8=i).probs(px).argmax(1) for i in (False, True))

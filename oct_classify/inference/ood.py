@@ -21,7 +21,7 @@ from ..core import *
 from ..data.prepare import *
 
 # %% ../../nbs/api/inference/ood.ipynb #eaf02fa5
-DEPTHS = np.arange(-.42, .161, .02) # fractions of the scan's height, from the RPE's lower edge down
+DEPTHS = np.arange(-.42, .161, .02) # fractions of a full frame's depth, from the RPE's lower edge down
 NEAR_DEPTHS = np.arange(-.05, .051, .01)
 GROUPS = dict(retina=7, span=1, depth=30, uneven=20, near=22, steps=9, lines=7, grain=6) # traits in each group
 N_TRAITS = sum(GROUPS.values())
@@ -40,7 +40,7 @@ def row_steps(a, by=1):
 def brightness_by_depth(small, retina, placement)->tuple:
     "Brightness of the small copy at `DEPTHS` (30, WIDTH) and at `NEAR_DEPTHS` (11, WIDTH) under the RPE's lower edge"
     edge = (np.subtract(retina.curve, placement.curve)/placement.tall)@POWERS
-    depths = (np.concatenate([DEPTHS, NEAR_DEPTHS])/placement.tall)[:,None]
+    depths = (np.concatenate([DEPTHS, NEAR_DEPTHS])*FULL/placement.depth)[:,None]
     rows = ((edge+depths)*HEIGHT).clip(0, HEIGHT-1).astype(np.intp)
     levels = small[rows,np.arange(WIDTH)]
     return levels[:len(DEPTHS)], levels[len(DEPTHS):]
@@ -65,7 +65,8 @@ def traits(px:np.ndarray, placement:Placement)->np.ndarray:
     "The (N_TRAITS,) float32 traits of the result of `placed`; nan if it is too small for a retina"
     r = placement.retina
     if r is None and min(placement.shape) >= 60: # of the view 'whole', in which nothing has been searched for yet
-        r = find_retina(px if min(px.shape) >= 60 else np.asarray(Image.fromarray(px).resize((96, 192))))
+        small = px if min(px.shape) >= 60 else np.asarray(Image.fromarray(px).resize((96, 192)))
+        r = find_retina(small, placement.depth/len(small))
     if r is None: return np.full(N_TRAITS, np.nan, np.float32)
     small = np.asarray(Image.fromarray(px).resize((WIDTH, HEIGHT), Image.BOX), np.float32)/255
     light,hundredth = np.sort(small, None),HEIGHT*WIDTH//100
@@ -73,8 +74,10 @@ def traits(px:np.ndarray, placement:Placement)->np.ndarray:
     span = light[-1-hundredth]-low+.02
     deep,near = brightness_by_depth(small, r, placement)
     three = deep.reshape(10, 3, WIDTH).mean(1)
+    a,b = np.multiply(r.curve[:2], placement.depth/placement.tall/FULL) # how bent and steep, whatever the frame
+    c = (r.curve[2]-placement.curve[2])/placement.tall
     return np.concatenate([
-        (r.contrast, r.light, r.vitreous, log_of(r.spread), r.curve[2], abs(r.curve[1]), r.curve[0]), (log_of(span),),
+        (r.contrast, r.light, r.vitreous, log_of(r.spread), c, abs(b), a), (log_of(span),),
         (deep.mean(1)-low)/span,
         log_of(three.std(1)/span), log_of(row_steps(deep.T).mean(0).reshape(10, 3).mean(1)/span),
         (near.mean(1)-low)/span, log_of(near.std(1)/span),

@@ -161,6 +161,16 @@ class Phantom:
         self.image = light(rng, draw(s, self.layers), s.shade) # (H, W) uint8
         if border: borders(rng, self.image)
 
+    @property
+    def row(self)->float:
+        "Depth of a row in µm"
+        return self._section.row
+
+    @property
+    def column(self)->float:
+        "Width of a column in µm"
+        return 1000*(self._section.x[1]-self._section.x[0])
+
     @cached_property
     def masks(self)->dict:
         "{lesion: (H, W) bool}, the mask of each lesion in the scan"
@@ -200,9 +210,10 @@ def phantom_folder(
             n += k
     def write(job):
         folder,label,patient,number = job
-        scan = Phantom(seed, label, patient=patient, number=number, shape=shape).image
+        p = Phantom(seed, label, patient=patient, number=number, shape=shape)
+        dpi = [round(25400/um) for um in (p.column, p.row)]
         with atomic_write(dest/folder/label/f'{label}-{patient}-{number}.jpeg', 'wb') as f:
-            Image.fromarray(scan).save(f, 'jpeg', quality=75)
+            Image.fromarray(p.image).save(f, 'jpeg', quality=75, dpi=dpi)
     with ThreadPoolExecutor(os.cpu_count()) as ex:
         for _ in progress(ex.map(write, jobs), len(jobs), 'Drawing phantom scans'): pass
     return dest
