@@ -281,10 +281,11 @@ class Trained:
     states:tuple=() # folders with states of training, no longer needed once the network is stored
 
 def training_loaders(table:pd.DataFrame, root, classes:tuple, size:tuple, view:str, options:Options, seed:int,
-                     out=None, workers:int|None=None)->DataLoaders:
+                     out=None, workers:int|None=None, spacing:float|None=None)->DataLoaders:
     "Packed pixels of training and validation, for this process's device; arguments as for `train`"
     t,v = [table[table.split == s] for s in ('train', 'valid')]
-    packed = pack(pd.concat([t, v]).sort_values('path'), root, out and Path(out)/'pixels', size, view, workers)
+    packed = pack(pd.concat([t, v]).sort_values('path'), root, out and Path(out)/'pixels', size, view, workers,
+        spacing=spacing)
     if not len(v): say('No scan is left for validation, so the curve shows training scans.')
     n = max(num_distrib(), 1)
     bs = max(2, options.bs//n)
@@ -306,6 +307,7 @@ def train(
     weights:str='imagenet', # 'imagenet', 'none' or a file
     seed:int=42, # of weights, order and augmentation
     official:bool=False, # allow a split that leaks, because it is the official one
+    spacing:float|None=None, # µm per row of pictures that don't say it; None: see `row_depth`
     out=None, # folder for pixels, states and history.csv; None: in memory
     checkpoints=None, # folder for states; None: Google Drive on Colab, else `out`
     resume:bool=True, # resume from a state if there is one
@@ -326,11 +328,12 @@ def train(
     net,info = pretrained(arch, len(classes), size, weights, options.stages)
     options = filled(options, device, to_device_fast(net, device), n['train'])
     announce(net, info['arch'], size, n['train'], n.get('valid', 0)+n.get('test', 0), options)
-    dls = training_loaders(table, root, classes, size, view, options, seed, out, idle)
+    dls = training_loaders(table, root, classes, size, view, options, seed, out, idle, spacing)
     packed = dls.train_ds.packed
     info |= {k: getattr(options, k) for k in ('epochs', 'bs', 'lr', 'stages')}
     info |= dict(balance=BALANCE[options.balance], options=asdict(options), device=device.type)
-    info |= dict(classes=list(classes), size=list(size), view=view, seed=seed, processes=max(num_distrib(), 1))
+    info |= dict(classes=list(classes), size=list(size), view=view, spacing=spacing, seed=seed)
+    info |= dict(processes=max(num_distrib(), 1))
     request,folder = training_request(packed, table, info, cbs),None
     if checkpoints: folder = Path(checkpoints)/request_hash(request)
     elif out: folder = checkpoint_folder(out, request)
