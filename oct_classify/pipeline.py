@@ -55,6 +55,7 @@ class Request:
     policy:str='clean' # one of `POLICIES`, or 'file'
     weights:str='imagenet' # 'imagenet', 'none' or a file
     seed:int=42
+    spacing:float|None=None # µm per row of pictures that don't say it
     options:dict=field(default_factory=dict) # epochs, bs, lr and other fields of `Options`
 
     def __post_init__(self):
@@ -63,7 +64,7 @@ class Request:
         own = RECIPES[self.recipe]
         self.arch,self.view = self.arch or own.arch,self.view or own.view
         self.size = list(as_size(self.size or own.size))
-        self.weights = str(self.weights)
+        self.weights,self.spacing = str(self.weights),check_spacing(self.spacing)
 
     def check(self):
         "Refuse settings that are clearly wrong before anything is read; raises `OctError`"
@@ -148,7 +149,7 @@ def train_stage(df:pd.DataFrame, data, out:Path, request:Request, **kwargs):
         return None if process_rank() else model
     trained = train_by(
         request.recipe, df, data, request.arch, request.size, request.view, weights=request.weights, seed=request.seed,
-        official=request.policy == 'official', out=out, **kwargs, **request.options)
+        spacing=request.spacing, official=request.policy == 'official', out=out, **kwargs, **request.options)
     if process_rank(): return None
     config = trained.info | dict(request=record, history=records(trained.history))
     save_bundle(out/'bundle', trained.net, config, seen=used_in_training(df), onnx=True)
@@ -174,7 +175,7 @@ class Answers:
 def answers_of(model, df:pd.DataFrame, data, side:str)->Answers:
     "Logits of an `OctModel` for one side of a split table"
     t = df[df.split == side]
-    pixels,whys = prepare_many([Path(data)/path for path in t.path], model.config['size'], model.config['view'])
+    pixels,whys = prepare_many([Path(data)/path for path in t.path], *model.looks)
     readable = np.array([not why for why in whys], bool)
     unread = {path: why for path,why in zip(t.path, whys) if why}
     return Answers(t[readable], model.logits(pixels[readable]), unread)
@@ -385,7 +386,7 @@ def policy_names(text:str)->list:
 def run(
     data, # folder with the class folders, an archive of it, or a CSV or parquet with the columns path and label
     out='oct-out', # output folder
-    # how to train: resnet50, the usual network, for a GPU; fast, a small one in minutes on a CPU; best, two small ones
+    # how to train: resnet50, the usual network, for a GPU; fast, a small one in minutes on a CPU
     recipe:Literal[*RECIPES]='resnet50',
     arch:str|None=None, # any timm or torchvision name (the recipe's own)
     size:str|int|tuple|None=None, # side in pixels, or HEIGHTxWIDTH (the recipe's own)
@@ -403,6 +404,7 @@ def run(
     patients:str|None=None, # for a folder: CSV or parquet with the patient of each path or file name
     root:str|None=None, # for a table: folder that its paths are relative to and may not leave (the table's own)
     columns:str='', # the table's column names, if they differ, such as label=diagnosis,patient=patient_id
+    spacing:float|None=None, # µm per row of pictures that don't say it (a Heidelberg scan's, 3.87)
     epochs:int|None=None, # epochs in which all layers are trained, after the head; 0: only the head (the recipe's own)
     # train only the head, on features computed once per scan: a minute for a few hundred scans on a CPU
     freeze:bool=False,
@@ -436,7 +438,7 @@ def run(
     options |= {name: value for name,value in given.items() if value is not None}
     if len(policy_names(policy)) > 1:
         raise OctError('One policy at a time is trained here: oct-classify run sets several side by side.')
-    request = Request(recipe, arch, size, view, 'file' if split else policy, weights, seed, options)
+    request = Request(recipe, arch, size, view, 'file' if split else policy, weights, seed, spacing, options)
     request.check()
     study,classes = statements(study),class_names(classes)
     if split and not Path(split).is_file(): raise OctError(f'There is no file {split}: check --split.')
@@ -623,11 +625,14 @@ def validation_of(bundle, config:dict)->pd.DataFrame|None:
     valid = t[t.split == 'valid']
     return check_predictions(valid) if len(valid) else None
 
-def predict_folder(bundle, data)->tuple: # test table, validation table or None, sentences about left-out scans
-    "Predict the scans of a folder that a bundle was not trained on; raises `OctError` if there are none"
-    from oct_classify.inference.model import OctModel
-    model = OctModel.load(bundle)
-    valid,t = validation_of(bundle, model.config),scan_table(data, known_classes(model.classes))
+def predict_folder(bundle, data, spacing:float|None=None, same:str='')->tuple:
+    """The test table of a folder's scans that a bundle was not trained on, its validation table or None, and sentences
+    about scans that were left out; `spacing` and `same` as for `evaluate`; raises `OctError` if there are none"""
+    from oct_classify.inference.model import OctModel, meanings, merged
+    model = OctModel.load(bundle, spacing=spacing)
+    labels = meanings(same, model.classes)
+    valid = None if same else validation_of(bundle, model.config)
+    t = scan_table(data, tuple(labels) if same else known_classes(model.classes))
     ignored = (model.config.get('request') or {}).get('policy') == 'patient'
     by_folder = not ignored and (t.folder == 'test').any()
     t,notes = unmet_scans(t[t.folder == 'test'] if by_folder else t, bundle, model.config)
@@ -641,6 +646,10 @@ def predict_folder(bundle, data)->tuple: # test table, validation table or None,
     p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
     p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='string'))
     answered = p.filter(like='p_').notna().all(axis=1)
+    if same:
+        own = [f'p_{c}' for c in model.classes]
+        both = merged(p[own].to_numpy(), labels)
+        p = p.drop(columns=own).assign(**{f'p_{k}': both[:,i] for i,k in enumerate(labels)})
     if not answered.any(): raise OctError(f'{bundle} answers none of the scans; of the first it says: {p.why.iloc[0]}')
     return check_predictions(p[answered]), valid, notes
 
@@ -685,6 +694,8 @@ def evaluate(
     root:str|None=None, # for a table: folder that its paths are relative to and may not leave (the table's own)
     columns:str='', # the table's column names, if they differ, such as label=diagnosis,patient=patient_id
     threshold:tuple=(), # urgent=0.12: report how well urgent referral works from that probability on
+    spacing:float|None=None, # µm per row of pictures that don't say it (as in training)
+    same:str='', # what your labels stand for if the model has other classes, such as AMD=CNV+DRUSEN
 )->Evidence:
     """Metrics of a bundle on a folder, or of a table of predictions
 
@@ -709,7 +720,7 @@ def evaluate(
         about,data,name = dict(predictions=', '.join(map(str, predictions))),Path(predictions[0]).parent,predictions[0]
     else:
         config,data = load_config(bundle),scan_source(data, root, columns, patients)
-        test,valid,notes = predict_folder(bundle, data)
+        test,valid,notes = predict_folder(bundle, data, spacing, same)
         about,name = dict(bundle=str(bundle), folder=str(data)),bundle
     notes += at_threshold(test, threshold, resamples)
     for line in notes: say(line)
