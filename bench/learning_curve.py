@@ -1,7 +1,7 @@
 """Accuracy by number of training scans: `--recipe fast` against plain fastai fine-tuning of the same network in the
 same time.
 
-    python bench/learning_curve.py DATA [--out DIR] [--counts 10,25,50,100,142] [--seeds 3] [--table]
+    python bench/learning_curve.py DATA [--out DIR] [--counts 10,25,50,100,142] [--seeds 3] [--weights BUNDLE] [--table]
 
 Both learn from the same scans of the train folder, drawn by patient, so many of each class, and predict the test
 folder; nothing is chosen by these figures.
@@ -38,10 +38,10 @@ def drawn(t, n, seed):
     )
 
 
-def ours(df, data, seed):
+def ours(df, data, seed, weights='imagenet'):
     "Probabilities of the test scans, and seconds without predicting them"
     begun = time.time()
-    o = train_by('fast', df, data, seed=seed)
+    o = train_by('fast', df, data, seed=seed, weights=weights)
     took = time.time()-begun
     h = df[df.split == 'test']
     m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))
@@ -110,6 +110,7 @@ def main():
     p.add_argument('--out', type=Path, default=Path('oct-out-curve'))
     p.add_argument('--counts', default='10,25,50,100,142')
     p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--weights', default='imagenet', help='a file to begin with: plain fastai is then left out')
     p.add_argument('--table', action='store_true')
     a = p.parse_args()
     quiet()
@@ -124,8 +125,9 @@ def main():
                     continue
                 df = drawn(t, n, seed)
                 h = df[df.split == 'test'][['path', 'label', 'patient']].reset_index(drop=True)
-                z, took = ours(df, a.data, seed)
-                w, spent, epochs = plain(df, a.data, seed, took)
+                y = h.label.map(CLASSES.index).to_numpy()
+                z, took = ours(df, a.data, seed, a.weights)
+                w, spent, epochs = plain(df, a.data, seed, took) if a.weights == 'imagenet' else (z, 0, 0)
                 both = [
                     h.assign(
                         **{f'p_{c}': q[:, i] for i, c in enumerate(CLASSES)},
@@ -138,15 +140,12 @@ def main():
                     for way, q, s, e in (
                         ('fast', z, took, enough((df.split == 'train').sum())),
                         ('plain fastai', w, spent, epochs),
-                    )
+                    )[: 2 if a.weights == 'imagenet' else 1]
                 ]
                 pd.concat(both).to_parquet(f)
-                print(
-                    f'seed {seed}, {n} per class: fast {np.mean(z.argmax(1) == h.label.map(CLASSES.index)):.1%} '
-                    f'({took:.0f} s), plain fastai {np.mean(w.argmax(1) == h.label.map(CLASSES.index)):.1%} '
-                    f'({spent:.0f} s, {epochs} epochs)',
-                    flush=True,
-                )
+                ours_right, plain_right = (f'{np.mean(o.argmax(1) == y):.1%}' for o in (z, w))
+                other = f', plain fastai {plain_right} ({spent:.0f} s, {epochs} epochs)' if epochs else ''
+                print(f'seed {seed}, {n} per class: fast {ours_right} ({took:.0f} s){other}', flush=True)
     print(table(a.out))
 
 

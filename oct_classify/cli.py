@@ -25,11 +25,12 @@ from . import pipeline
 # %% ../nbs/api/cli.ipynb #618ffc12
 def commands()->dict: # {name: function}
     "All commands, in the order of the help"
+    from oct_classify.adapt import adapt
     from oct_classify.app import serve
     from oct_classify.inference.batch import predict_files
     p = pipeline
     return dict(demo=p.demo, download=p.download, audit=p.audit, run=p.run, train=p.train, evaluate=p.evaluate,
-        explain=p.explain, predict=predict_files, export=p.export, app=serve)
+        explain=p.explain, predict=predict_files, adapt=adapt, export=p.export, app=serve)
 
 # %% ../nbs/api/cli.ipynb #c61e1285
 PLACED = ('bundle', 'data', 'paths', 'dest') # positional parameters
