@@ -6,18 +6,19 @@ Docs: https://oct-classify.github.io/oct_classify/api/data/duplicates.html.md"""
 
 # %% auto #0
 __all__ = ['RADIUS', 'TOTAL', 'MATCH', 'spectral_hash', 'hash_columns', 'mirrored', 'by_chunk', 'matches', 'in_buckets',
-           'close_pairs', 'fingerprint', 'lead', 'match', 'linked', 'fewest_links', 'suspects', 'proved_pairs',
-           'find_duplicates', 'duplicate_of']
+           'close_pairs', 'fingerprint', 'at_tiles', 'leads', 'may_match', 'match', 'linked', 'fewest_links',
+           'suspects', 'proved_pairs', 'find_duplicates', 'duplicate_of']
 
 # %% ../../nbs/api/data/duplicates.ipynb #1133a230
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft, ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
@@ -110,25 +111,35 @@ def fingerprint(grey:np.ndarray)->np.ndarray:
     return grain
 
 # %% ../../nbs/api/data/duplicates.ipynb #edd600fb
-def lead(tile, y, x, spectrum, energy):
-    "How much a tile's best place in the other picture, at most `_reach` pixels from (y, x), beats the second best"
-    t = tile-tile.mean()
-    own,near = (t**2).sum(),np.arange(-_reach, _reach+1)
-    c = fft.irfft2(fft.rfft2(t, (_n+_tile,)*2).conj()*spectrum, (_n+_tile,)*2)[np.ix_(y+near, x+near)]
-    there = energy[np.ix_(*(np.clip(o+near+_tile//2, 0, _n-1) for o in (y, x)))]
+_order = np.arange(5, 117, 7) % 16 # of the tiles: the first few lie far apart
+
+def at_tiles(picture, side, some):
+    "The squares of `side` pixels (tiles, side, side) that start where `some` tiles of a picture do"
+    return sliding_window_view(picture, (side, side))[::_tile,::_tile][np.divmod(some, _n//_tile)]
+
+def leads(a:np.ndarray, b:np.ndarray, most:int=16)->np.ndarray:
+    "By how much the best place in `b` of each filled tile of `a`, of up to `most` tiles, beats the second best"
+    filled = (a != 0).reshape(_n//_tile, _tile, -1, _tile).mean((1, 3)).ravel() >= .5
+    some = _order[filled[_order]][:most]
+    t,around = at_tiles(a, _tile, some),at_tiles(np.pad(b, _reach), _tile+2*_reach, some)
+    t = t-t.mean((1, 2), keepdims=True)
+    own,shape,lags = (t**2).sum((1, 2), keepdims=True),around.shape[1:],2*_reach+1
+    c = fft.irfft2(fft.rfft2(t, shape).conj()*fft.rfft2(around), shape)[:,:lags,:lags]
+    energy = ndimage.uniform_filter(b**2, _tile, mode='constant')*_tile**2
+    there = at_tiles(energy[_tile//2-_reach:,_tile//2-_reach:], lags, some)
     c /= np.sqrt(own*np.maximum(there, own/5)+1e-9)
-    best,(i,j) = c.max(),np.unravel_index(c.argmax(), c.shape)
-    c[max(i-_apart, 0):i+_apart+1,max(j-_apart, 0):j+_apart+1] = -1
-    return best-c.max()
+    best,places = c.max((1, 2)),np.divmod(c.reshape(-1, lags**2).argmax(1), lags)
+    down,across = (np.abs(np.arange(lags)-o[:,None]) <= _apart for o in places)
+    c[down[:,:,None] & across[:,None]] = -1
+    return best-c.max((1, 2))
+
+def may_match(a:np.ndarray, b:np.ndarray)->bool:
+    "Whether `match` is worth its time: of five tiles, two lead by half of `MATCH`"
+    return bool((np.sort(leads(a, b, 5))[-2:] >= MATCH/2).all())
 
 def match(a:np.ndarray, b:np.ndarray)->float:
     "How surely two fingerprints show one picture: the median lead over tiles, near 1 for the same pixels, else near 0"
-    spectrum = fft.rfft2(b, (_n+_tile,)*2)
-    energy = ndimage.uniform_filter(b**2, _tile, mode='constant')*_tile**2
-    scores = []
-    for y,x in product(range(0, _n, _tile), repeat=2):
-        tile = a[y:y+_tile,x:x+_tile]
-        if (tile != 0).mean() >= .5: scores.append(lead(tile, y, x, spectrum, energy))
+    scores = leads(a, b)
     return float(np.median(scores)) if len(scores) >= 4 else 0.
 
 # %% ../../nbs/api/data/duplicates.ipynb #94a2950c
@@ -158,13 +169,15 @@ _turns = { # how a pair may be oriented, by whether its hashes are mirrored
     True: {'mirrored': np.s_[:,::-1], 'upside down': np.s_[::-1]}}
 
 def proved_pairs(t, root, todo):
-    "The pairs of `todo` that show one picture, closest first; skips pairs that are already linked through others"
-    @lru_cache(1024)
+    "The pairs of `todo` that show one picture; skips pairs that are already linked through others"
+    @lru_cache(256) # pairs come by row: those of one patient follow each other
     def look(row):
         try: return fingerprint(read_grey(Path(root)/t.path[row]))
         except OctError: return np.zeros((_n, _n), np.float32) # the file is gone: no match
-    def score(r): return max((match(look(r.i), look(r.j)[turn]), way) for way,turn in _turns[r.mirrored].items())
-    todo = todo.sort_values('bits', kind='stable')
+    def score(r):
+        ways = {way: look(r.j)[turn] for way,turn in _turns[r.mirrored].items()}
+        return max([(match(look(r.i), b), way) for way,b in ways.items() if may_match(look(r.i), b)], default=(0., ''))
+    todo = todo.sort_values(['i', 'j'])
     proved = todo[:0].assign(score=0., way='')
     with ThreadPoolExecutor(os.cpu_count()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
         while len(todo):
