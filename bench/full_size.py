@@ -116,10 +116,10 @@ def go(command, log, row, save):
         try:
             while p.returncode is None:
                 row['peak_gb'] = round(max(row['peak_gb'], memory(p.pid) / 1e9), 3)
-                row['seconds'] = round(before + time.time() - t0, 1)
-                save()
                 try: p.wait(.3)
                 except subprocess.TimeoutExpired: pass
+                row['seconds'] = round(before + time.time() - t0, 1)
+                save()
         finally:
             if p.returncode is None: # this process is being stopped: so is the stage
                 os.killpg(p.pid, signal.SIGINT)
