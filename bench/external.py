@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from oct_classify.adapt import look_at, refit_on, refused, refused_by_halves, standardised
+from oct_classify.adapt import best_refit, look_at, refused, refused_by_halves, standardised
 from oct_classify.core import quiet
 from oct_classify.data.prepare import prepare_many
 from oct_classify.data.scans import scan_table
@@ -83,7 +83,7 @@ def adapted(model, seen, labels, draws, n=10):
     hits = []
     for i in range(draws):
         a = drawn(label, n, np.random.default_rng(i))
-        w, b = refit_on(x[a], z[a], allowed[a])
+        w, b = best_refit(x[a], z[a], allowed[a], np.arange(a.sum()))
         new = z.mean(1)+x.mean(1)@w+b
         t = model.config['temperature']
         hits.append([(merged(softmax(o/t, 1), labels).argmax(1) == y)[~a].mean() for o in (z.mean(1), new)])

@@ -1,7 +1,7 @@
 """Accuracy by number of training scans: `--recipe fast` against plain fastai fine-tuning of the same network in the
 same time.
 
-    python bench/learning_curve.py DATA [--out DIR] [--counts 10,25,50,100,142] [--seeds 3] [--weights BUNDLE] [--table]
+    python bench/learning_curve.py DATA [--out DIR] [--counts 10,25,50,100,142] [--seeds 3] [--weights FILE] [--table]
 
 Both learn from the same scans of the train folder, drawn by patient, so many of each class, and predict the test
 folder; nothing is chosen by these figures.
@@ -38,10 +38,10 @@ def drawn(t, n, seed):
     )
 
 
-def ours(df, data, seed, weights='imagenet'):
+def ours(df, data, seed, weights=None):
     "Probabilities of the test scans, and seconds without predicting them"
     begun = time.time()
-    o = train_by('fast', df, data, seed=seed, weights=weights)
+    o = train_by('fast', df, data, seed=seed, **(dict(weights=weights) if weights else {}))
     took = time.time()-begun
     h = df[df.split == 'test']
     m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))
@@ -110,7 +110,7 @@ def main():
     p.add_argument('--out', type=Path, default=Path('oct-out-curve'))
     p.add_argument('--counts', default='10,25,50,100,142')
     p.add_argument('--seeds', type=int, default=3)
-    p.add_argument('--weights', default='imagenet', help='a file to begin with: plain fastai is then left out')
+    p.add_argument('--weights', help="instead of the recipe's own; plain fastai is then left out")
     p.add_argument('--table', action='store_true')
     a = p.parse_args()
     quiet()
@@ -127,7 +127,7 @@ def main():
                 h = df[df.split == 'test'][['path', 'label', 'patient']].reset_index(drop=True)
                 y = h.label.map(CLASSES.index).to_numpy()
                 z, took = ours(df, a.data, seed, a.weights)
-                w, spent, epochs = plain(df, a.data, seed, took) if a.weights == 'imagenet' else (z, 0, 0)
+                w, spent, epochs = plain(df, a.data, seed, took) if not a.weights else (z, 0, 0)
                 both = [
                     h.assign(
                         **{f'p_{c}': q[:, i] for i, c in enumerate(CLASSES)},
@@ -140,7 +140,7 @@ def main():
                     for way, q, s, e in (
                         ('fast', z, took, enough((df.split == 'train').sum())),
                         ('plain fastai', w, spent, epochs),
-                    )[: 2 if a.weights == 'imagenet' else 1]
+                    )[: 1 if a.weights else 2]
                 ]
                 pd.concat(both).to_parquet(f)
                 ours_right, plain_right = (f'{np.mean(o.argmax(1) == y):.1%}' for o in (z, w))

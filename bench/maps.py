@@ -44,7 +44,7 @@ NULL = dict(
 def trained():
     with tempfile.TemporaryDirectory() as d:
         t = split_table(scan_table(phantom_folder(d, 100, 0, 10, 1, seed=42, shape=SHAPE)))
-        o = train_by('fast', t, d, size=(160, 240))
+        o = train_by('fast', t, d, size=(160, 240), weights='imagenet')
     return OctModel(o.net, dict(temperature=1., mirror=True, thresholds=dict(urgent=.5)) | o.info)
 
 

@@ -64,7 +64,7 @@ def main():
         with tempfile.TemporaryDirectory() as d:
             df = drawn(Path(d), a.patients, seed, as_size(a.shape))
             how = dict(epochs=a.epochs) if a.epochs else {}
-            o = train_by('fast', df, d, size=a.size, seed=seed, **how)
+            o = train_by('fast', df, d, size=a.size, seed=seed, weights='imagenet', **how)
         took = time.time()-begun
         if seed == 42: save_bundle(a.out/'bundle', o.net, o.info)
         m = OctModel(o.net, dict(o.info, temperature=1., mirror=True, thresholds={}))

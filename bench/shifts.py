@@ -26,7 +26,9 @@ from oct_classify.training.learner import train_by
 from oct_classify.training.recipes import Augment
 
 PLAIN = Augment(deep=0, wide=0, bend=0, tone=0, floor=0, blur=0, side=0, speckle=.05)
-CHOICES = dict(plain=dict(augment=PLAIN), randomised=dict(augment=replace(Augment(), side=0)), sides=dict())
+CHOICES = dict(plain=dict(augment=PLAIN, weights='imagenet'),
+               randomised=dict(augment=replace(Augment(), side=0), weights='imagenet'),
+               sides=dict(weights='imagenet'), phantoms=dict(weights='phantoms'))
 
 
 def noisier(g, rng):

@@ -51,4 +51,5 @@ def lesson_options(source:str)->dict: # keyword arguments of `run`
     dataset = dict(phantom='phantom', kaggle='kermany2018').get(source)
     about = dict(study=dict(dataset=dataset)) if dataset else {}
     if torch.cuda.is_available(): return dict(recipe='resnet50', **about)
-    return dict(recipe='fast', **about) | (dict(size='160x240', lookalikes=200) if source == 'phantom' else {})
+    drawn = dict(size='160x240', lookalikes=200, weights='imagenet') # phantoms need no phantoms before
+    return dict(recipe='fast', **about) | (drawn if source == 'phantom' else {})

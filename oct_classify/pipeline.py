@@ -53,7 +53,7 @@ class Request:
     size:tuple|str|int|None=None # side, (height, width) or 'HEIGHTxWIDTH', in pixels
     view:str|None=None # one of `VIEWS`
     policy:str='clean' # one of `POLICIES`, or 'file'
-    weights:str='imagenet' # 'imagenet', 'none' or a file
+    weights:str|None=None # 'imagenet', 'none', 'phantoms' or a file
     seed:int=42
     spacing:float|None=None # µm per row of pictures that don't say it
     options:dict=field(default_factory=dict) # epochs, bs, lr and other fields of `Options`
@@ -64,14 +64,15 @@ class Request:
         own = RECIPES[self.recipe]
         self.arch,self.view = self.arch or own.arch,self.view or own.view
         self.size = list(as_size(self.size or own.size))
-        self.weights,self.spacing = str(self.weights),check_spacing(self.spacing)
+        start = own.weights if self.arch == own.arch and self.options.get('epochs') != 0 else 'imagenet'
+        self.weights,self.spacing = str(self.weights or start),check_spacing(self.spacing)
 
     def check(self):
         "Refuse settings that are clearly wrong before anything is read; raises `OctError`"
         from oct_classify.training.network import check_arch
         if self.view not in VIEWS:
             raise OctError(f'There is no view {self.view!r}: choose one of {", ".join(VIEWS)}.')
-        if self.weights not in ('imagenet', 'none') and not Path(self.weights).is_file():
+        if self.weights not in ('imagenet', 'none', 'phantoms') and not Path(self.weights).is_file():
             raise OctError(f'There is no file {self.weights}: check --weights.')
         check_arch(self.arch)
         epochs = Options(**self.options).epochs
@@ -397,7 +398,9 @@ def run(
     # official: as shipped, leaks included; with run, several joined by commas are compared side by side
     policy:str='clean',
     split:str|None=None, # a split.csv to use instead of a policy: CSV with the columns path and split
-    weights:str='imagenet', # imagenet, none, or a file with a state dict in safetensors or .pth
+    # where to begin: imagenet, none, phantoms (synthetic scans, trained on once and kept), or a file with a state dict
+    # in safetensors or .pth (phantoms for fast, else imagenet)
+    weights:str|None=None,
     seed:int=42, # seed for split and training
     # class names, joined by commas, such as AMD,ERM,NORMAL (CNV,DME,DRUSEN,NORMAL, or those of a table)
     classes:str|tuple='',
@@ -557,7 +560,7 @@ def demo(
     from oct_classify.training.network import FALLBACK, offline_file
     out = make_dir(out)
     data = phantom_folder(out/'phantoms', patients, 0, test_patients, seed=seed, shape=(248, 256))
-    how = dict(recipe='fast')
+    how = dict(recipe='fast', weights='imagenet')
     if not offline_file(FALLBACK):
         how = dict(arch='resnet18', weights='none', epochs=4)
         say('ImageNet weights are not installed, so a small network starts at random and will do worse: '
@@ -643,7 +646,7 @@ def predict_folder(bundle, data, spacing:float|None=None, same:str='')->tuple:
         advice = f'No scan in {data} can be used for a test: name a folder of scans that the model has not met.'
         raise OctError(' '.join([advice, *notes[:1]]))
     say(f'Evaluating {plural(len(t), "scan")}' + (' of the test folder' if by_folder else '') + '.')
-    p = model.predict([Path(data)/path for path in t.path], t.path, abstain=False)
+    p = model.predict([Path(data)/path for path in t.path], t.path, force=True)
     p = p.assign(label=t.label.values, patient=pd.array(t.patient, dtype='string'))
     answered = p.filter(like='p_').notna().all(axis=1)
     if same:

@@ -23,7 +23,7 @@ from ..data.prepare import check_spacing, placed, prepare_many, say_whole
 from .bundle import *
 from .inputs import scans_of
 from .onnx import onnx_runtime, open_graph, try_graph
-from .ood import N_TRAITS, check_inputs, doubts, fit_inputs, traits
+from .ood import N_TRAITS, check_inputs, doubts, fit_inputs, strangeness, traits
 
 # %% ../../nbs/api/inference/model.ipynb #10a00002
 def cores()->int:
@@ -267,7 +267,9 @@ def answers(self:OctModel, batch, abstain:bool=True, force:bool=False)->tuple:
     guarded = bool(abstain and self.inputs)
     wants_features = guarded and 'features' in self.inputs and not self.run.int8 # features in 8 bits differ
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
-    if guarded: whys[good] = doubts(self.inputs, np.stack([batch[i].traits for i in good]), f)
+    if guarded:
+        t = np.stack([batch[i].traits for i in good])
+        whys[good],z = doubts(self.inputs, t, f),z/strangeness(self.inputs, t, f)[:,None]**2
     p[good] = self.calibrated(z)
     whys[(whys == '') & np.isnan(p).any(1)] = 'The weights of the model are not finite: get another bundle.'
     if not force: p[whys != ''] = np.nan

@@ -9,7 +9,7 @@ __all__ = ['DEPTHS', 'NEAR_DEPTHS', 'GROUPS', 'N_TRAITS', 'SLICES', 'HEIGHT', 'W
            'KNOT_SCORES', 'NOT_A_SCAN', 'TOO_SMALL', 'log_of', 'row_steps', 'brightness_by_depth', 'line_traits',
            'grain_traits', 'traits', 'normal_scores', 'fit_traits', 'traits_distance', 'unit_length', 'fit_features',
            'features_distance', 'distance_limit', 'out_of_fold', 'fit_inputs', 'best_correlation', 'upside_down',
-           'distances', 'doubt', 'doubts', 'fault_in', 'check_inputs']
+           'distances', 'too_far', 'strangeness', 'doubt', 'doubts', 'fault_in', 'check_inputs']
 
 # %% ../../nbs/api/inference/ood.ipynb #59d54da7
 from statistics import NormalDist
@@ -156,11 +156,15 @@ def fit_inputs(
         raise OctError(f'{plural(n, "scan")} of {plural(patients, "patient")} are too few: give at least 20 of 5.')
     both = [('traits', fit_traits, traits_distance, traits[ok], 1 if features is None else 2/3)]
     if features is not None: both.append(('features', fit_features, features_distance, features[ok], 1/3))
-    out = dict(n=np.array([n], np.int64))
+    out,relative = dict(n=np.array([n], np.int64)),[]
     for name,fit,distance,x,part in both:
         d = out_of_fold(fit, distance, x, who)
         limit = np.array([distance_limit(d, refuse*part)])
         out |= fit(x) | {f'{name}_limit': limit, name: np.quantile(d, np.linspace(0, 1, N_RANKS))}
+        relative.append(d/limit)
+    if features is not None:
+        joint = np.hypot(*relative)
+        out |= dict(joint_limit=np.array([distance_limit(joint, refuse)]), joint_middle=np.array([np.median(joint)]))
     return {k: np.ascontiguousarray(v, v.dtype if k == 'n' else np.float32) for k,v in out.items()}
 
 # %% ../../nbs/api/inference/ood.ipynb #2d1d4c07
@@ -192,19 +196,30 @@ def distances(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np
     out[:,1] = np.nan_to_num(features_distance(inputs, features)/inputs['features_limit'][0], nan=np.inf)
     return out
 
+def too_far(distance, inputs:dict)->bool:
+    "Is a scan at `distances` (2,) unlike the training scans? A little far by both measures is as strange as far by one"
+    if np.isnan(distance[1]): return bool(distance[0] > 1)
+    return bool(np.hypot(*distance) > inputs['joint_limit'][0])
+
+def strangeness(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np.ndarray:
+    "How many times as far as a typical training scan each of N scans lies, (N,); at least 1, and 1 without features"
+    if features is None or 'joint_middle' not in inputs: return np.ones(len(traits))
+    far = np.hypot(*distances(inputs, traits, features).T)
+    return np.nan_to_num(far/inputs['joint_middle'][0], nan=1.).clip(1, 10)
+
 def doubt(t, distance, inputs:dict)->str:
     "Why a model should not answer a scan with traits (N_TRAITS,) at `distances` (2,); '' if there is no reason"
     if not np.isfinite(t).all(): return TOO_SMALL
     contrast,light,vitreous,spread,c,b,a = (float(o) for o in t[SLICES['retina']])
     no_retina = Retina((a, b, c), contrast, light, vitreous, float(np.exp(spread)-.01)).doubt
-    if not (distance > 1).any() and not no_retina: return ''
+    if not too_far(distance, inputs) and not no_retina: return ''
     if t[SLICES['span']][0] < np.log(.07): return NOT_A_SCAN+'the picture is blank.'
     grain = np.exp(t[SLICES['grain']])
     noise = (grain[[0, 3]] > .85*grain[[2, 5]]).all()
     if noise: return NOT_A_SCAN+'neighbouring pixels are unrelated, as in noise.'
     if no_retina: return NOT_A_SCAN+f'no retina is found in it ({no_retina}).'
     if upside_down(t, inputs['knots']): return NOT_A_SCAN+'it may be upside down.'
-    i = 0 if distance[0] > 1 else 1
+    i = int(np.nan_to_num(distance[1]) > distance[0])
     kind,what = (('traits', 'its layers and its grain are'), ('features', 'what the network sees in it is'))[i]
     far,known = distance[i]*inputs[f'{kind}_limit'][0],inputs[kind]
     rank = f'{100*np.searchsorted(known, far)/len(known):.1f} % of them are'
@@ -221,15 +236,16 @@ def fault_in(i:dict)->str:
     "What is wrong with arrays from `fit_inputs`, in a few words; '' if nothing is"
     shapes = dict(n=(1,), knots=(N_KNOTS, N_TRAITS), centre=(N_TRAITS,), precision=(N_TRAITS, N_TRAITS),
                   traits=(N_RANKS,), traits_limit=(1,))
-    if {'features', 'features_limit', 'mean', 'axes'} & set(i):
+    if {'features', 'features_limit', 'joint_limit', 'joint_middle', 'mean', 'axes'} & set(i):
         directions,width = np.shape(i.get('axes')) if np.ndim(i.get('axes')) == 2 else (-1, -1)
-        shapes |= dict(features=(N_RANKS,), features_limit=(1,), mean=(width,), axes=(directions, width))
+        shapes |= dict(features=(N_RANKS,), features_limit=(1,), joint_limit=(1,), joint_middle=(1,),
+            mean=(width,), axes=(directions, width))
     for k,shape in shapes.items():
         if not isinstance(i.get(k), np.ndarray) or i[k].dtype.kind not in 'fiu' or i[k].shape != shape:
             return f'{k} is not of shape {shape}'
         if not np.isfinite(i[k]).all(): return f'{k} holds numbers that are not finite'
         if k in ('knots', 'traits', 'features') and (np.diff(i[k], axis=0) < 0).any(): return f'{k} is out of order'
-        if k in ('n', 'traits_limit', 'features_limit') and i[k].min() <= 0: return 'a limit is not over 0'
+        if (k == 'n' or k.endswith(('_limit', '_middle'))) and i[k].min() <= 0: return 'a limit is not over 0'
     if np.linalg.eigvalsh((i['precision']+i['precision'].T).astype(float))[0] <= 0: return 'precision is no precision'
     if 'axes' not in shapes: return ''
     straight = 0 < directions <= 256 and abs(i['axes']@i['axes'].T-np.eye(directions)).max() <= .01

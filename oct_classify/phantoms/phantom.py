@@ -150,10 +150,14 @@ class Phantom:
         number:int=1, # sets lesions, speckle, light and border
         shape:tuple=(496, 512), # height and width in pixels; height sets the scale, width the field of view
         border:bool=True, # may have white scanner borders
+        beside:bool=False, # a slice that misses the fovea by 0.3 to 2.5 mm, as most of a volume do
     ):
         if label not in DISEASES:
             raise OctError(f'There is no phantom of class {label!r}: choose one of {", ".join(CLASSES)}.')
         eye,rng = make_eye(np.random.default_rng([seed, patient])),np.random.default_rng([seed, patient, number])
+        if beside:
+            place = np.random.default_rng([seed, patient, number, 1])
+            eye |= dict(miss=uniform(place, .3, 2.5), fovea=uniform(place, -1.5, 1.5))
         self.label,self.severity = label,eye['severity'] if severity is None else severity
         self._section = s = Section(eye, rng, *shape)
         DISEASES[label](s, self.severity)
@@ -200,6 +204,7 @@ def phantom_folder(
     seed:int=42, # same seed, same bytes
     shape:tuple=(496, 512), # height and width of each scan in pixels
     classes:tuple=CLASSES, # classes to draw
+    beside:bool=False, # slices beside the fovea, see `Phantom`
 )->Path: # `dest`
     "Write `{train,val,test}/CLASS/CLASS-patient-number.jpeg`; raises `OctError` for an unknown class or a full disk"
     dest,jobs,n = Path(dest),[],1000
@@ -210,7 +215,7 @@ def phantom_folder(
             n += k
     def write(job):
         folder,label,patient,number = job
-        p = Phantom(seed, label, patient=patient, number=number, shape=shape)
+        p = Phantom(seed, label, patient=patient, number=number, shape=shape, beside=beside)
         dpi = [round(25400/um) for um in (p.column, p.row)]
         with atomic_write(dest/folder/label/f'{label}-{patient}-{number}.jpeg', 'wb') as f:
             Image.fromarray(p.image).save(f, 'jpeg', quality=75, dpi=dpi)

@@ -8,16 +8,19 @@ Docs: https://oct-classify.github.io/oct_classify/api/training/learner.html.md""
 __all__ = ['AdamW', 'BALANCE', 'filled', 'keep_memory', 'to_device_fast', 'same_threads_after', 'settle_threads', 'class_weights',
            'oct_learner', 'features', 'fit_head', 'take_over', 'fit_logistic', 'fine_tune', 'practice_step', 'minutes',
            'announce', 'memory_advice', 'this_device', 'distributed', 'teach', 'unreadable', 'input_statistics',
-           'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by']
+           'Trained', 'training_loaders', 'training_request', 'train', 'joined', 'train_by', 'drawn_scans',
+           'phantom_start']
 
 # %% ../../nbs/api/training/learner.ipynb #59877a2d
-import contextlib, ctypes, gc, statistics, time, timeit, traceback
+import contextlib, ctypes, gc, re, statistics, tempfile, time, timeit, traceback
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, timm, torch
 from fastai.vision.all import (CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, OptimWrapper, ProgressCallback,
     accuracy, get_model, num_distrib, rank_distrib, to_device, vision_learner)
+from filelock import FileLock
+from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -28,8 +31,10 @@ from .network import *
 from .pack import *
 from .recipes import *
 from ..data.prepare import *
+from ..data.scans import scan_table
 from ..data.split import check_split
 from ..inference.bundle import is_memory_error
+from ..phantoms.phantom import phantom_folder
 
 # %% ../../nbs/api/training/learner.ipynb #2ebd472d
 def filled(options:Options, device, net:nn.Module, n_train:int=0)->Options:
@@ -304,7 +309,7 @@ def train(
     arch:str='resnet50', # any timm or torchvision name
     size=224, # side, or (height, width), in pixels
     view:str='crop', # one of `prepare`'s views
-    weights:str='imagenet', # 'imagenet', 'none' or a file
+    weights:str='imagenet', # 'imagenet', 'none', 'phantoms' (see `phantom_start`) or a file
     seed:int=42, # of weights, order and augmentation
     official:bool=False, # allow a split that leaks, because it is the official one
     spacing:float|None=None, # µm per row of pictures that don't say it; None: see `row_depth`
@@ -322,10 +327,12 @@ def train(
         raise OctError('With --weights none and --epochs 0 nothing is trained: choose at least one epoch.')
     keep_memory()
     idle = settle_threads()
+    start = phantom_start(arch) if weights == 'phantoms' else weights
     set_seed(seed)
     names,n,device = set(table.label),table.split.value_counts(),this_device()
     classes = (*(c for c in CLASSES if c in names), *sorted(names-set(CLASSES)))
-    net,info = pretrained(arch, len(classes), size, weights, options.stages)
+    net,info = pretrained(arch, len(classes), size, start, options.stages)
+    if weights == 'phantoms': info |= dict(weights=weights)
     options = filled(options, device, to_device_fast(net, device), n['train'])
     announce(net, info['arch'], size, n['train'], n.get('valid', 0)+n.get('test', 0), options)
     dls = training_loaders(table, root, classes, size, view, options, seed, out, idle, spacing)
@@ -369,6 +376,8 @@ def train_by(
     "Train by a recipe; raises `OctError` for an unknown name"
     if name not in RECIPES: raise OctError(f'There is no recipe {name!r}: choose one of {", ".join(RECIPES)}.')
     recipe = RECIPES[name]
+    own = arch in (None, recipe.arch) and kwargs.get('epochs') != 0
+    kwargs = dict(weights=recipe.weights if own else 'imagenet') | kwargs
     kwargs = {f.name: getattr(recipe, f.name) for f in fields(Options)} | kwargs
     kwargs |= dict(size=size or recipe.size, view=view or recipe.view, out=out)
     archs = (arch or recipe.arch).split('+')
@@ -378,3 +387,26 @@ def train_by(
         with atomic_write(Path(out)/'history.csv') as f: t.history.to_csv(f, index=False, float_format='%.6g')
     t.info['recipe'] = name
     return t
+
+# %% ../../nbs/api/training/learner.ipynb #c810adb5
+def drawn_scans(folder, patients:int=50)->pd.DataFrame:
+    "Draw phantoms below `folder`, half of them slices beside the fovea, as a table with `split`; eight per patient"
+    few,parts = patients//5,[]
+    for name,n,wide,beside in (('a', patients-few, 256, False), ('b', few, 384, False), ('c', patients, 384, True)):
+        phantom_folder(Path(folder)/name, n, 0, 0, seed=ord(name), shape=(248, wide), beside=beside)
+        t = scan_table(Path(folder)/name)
+        parts.append(t.assign(path=f'{name}/'+t.path, patient=name+t.patient, split='train'))
+    return pd.concat(parts, ignore_index=True)
+
+def phantom_start(arch:str)->Path|str:
+    "A file of weights that were learned from phantoms alone, once on a machine, and kept where torch keeps its own"
+    if num_distrib() > 1: return 'imagenet' # each process would draw its own
+    kept = make_dir(Path(torch.hub.get_dir())/'oct_classify', 'give --weights imagenet')
+    file = kept/f'{re.sub("[^A-Za-z0-9_.-]", "_", arch)}-phantoms-{PREPARED}.safetensors'
+    with FileLock(f'{file}.lock'):
+        if file.is_file(): return file
+        say('Training on synthetic scans first, a minute or two; the weights are kept for later trainings.')
+        with quietly(), tempfile.TemporaryDirectory() as d:
+            net = train_by('fast', drawn_scans(d), d, arch, (160, 240), seed=0, weights='imagenet').net
+        with atomic_write(file, 'wb') as f: f.write(save({k: v.contiguous() for k,v in net.state_dict().items()}))
+    return file

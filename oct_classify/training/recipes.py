@@ -72,8 +72,9 @@ class Recipe(Options):
     arch:str='resnet50' # a timm or torchvision name; members of an ensemble are joined by +
     size:int|tuple=224 # side, or (height, width), in pixels
     view:str='crop' # one of `prepare`'s views
+    weights:str='imagenet' # where the training begins, as for `train`
 
 RECIPES = dict(
     fast=Recipe(epochs=None, lr=1e-4, body=3., stages=3, head='logistic', frozen=2,
-        arch='tf_efficientnet_lite0', size=(224, 336)),
+        arch='tf_efficientnet_lite0', size=(224, 336), weights='phantoms'),
     resnet50=Recipe())
