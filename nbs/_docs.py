@@ -11,7 +11,7 @@ from fastcore.docments import DocmentText, docments
 from nbdev.doclinks import NbdevLookup
 
 # Folders, columns, views, traits and arguments that bear the name of a function of another page.
-WORDS = 'blank contrast doubt frames grain lead patient score share speckle spread target train uniform whole'.split()
+WORDS = 'blank contrast doubt frames grain patient score share speckle spread target train uniform whole'.split()
 LINK = re.compile(rf'\[(`(?:{"|".join(WORDS)})`)\]\(https:[^)]*\)')
 NESTED = re.compile(r'\[([^][]*)\[(`[^`]+`)\]\(https:[^)]*\)(?=[^][]*\]\()')
 SIGNATURE = re.compile(r'```python\ndef (\w+)\(.*?\n```', re.S)
