@@ -120,4 +120,4 @@ def test_real_scans(real):
         refused += sum(map(bool, doubts(i, t[b])))
         mine = np.isin(np.arange(0, len(t), 4), b)
         caught += [bool(o) for o in doubts(i, turned[mine])]
-    assert refused <= .04*len(t) and np.mean(caught) > .85, (refused, np.mean(caught))
+    assert refused <= .04*len(t) and np.mean(caught) > .8, (refused, np.mean(caught))

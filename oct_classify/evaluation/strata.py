@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from ..core import *
-from ..data.prepare import find_retina, trimmed, without_border
+from ..data.prepare import find_retina, row_depth, trimmed, without_border
 from ..data.split import picture
 from .bootstrap import *
 from .figures import *
@@ -30,10 +30,10 @@ TRAITS = ('width', 'height', 'border', 'found', 'doubt', 'contrast', 'spread', '
 
 def traits_of(file)->dict:
     "The traits of one scan; only `unread`, the reason, if it can't be read"
-    try: grey = read_grey(file)
+    try: grey,shape,spacing = read_scaled(file)
     except OctError as e: return dict(unread=str(e))
     filled,mask = without_border(grey)
-    retina = find_retina(trimmed(filled))
+    retina = find_retina(trimmed(filled), row_depth(shape, spacing))
     out = dict(width=grey.shape[1], height=grey.shape[0], border=float(mask.mean()), unread='')
     if not retina: return out | dict(found='no', doubt='too small')
     out |= dict(found='no' if retina.doubt else 'yes', doubt=retina.doubt or 'none', contrast=retina.contrast)

@@ -175,14 +175,14 @@ def best_correlation(profile, like)->float:
     "Best correlation of two profiles over shifts that keep two thirds of them"
     n,most = len(profile),len(profile)//3
     shifted = [(profile[max(0, k):n+min(0, k)], like[max(0, -k):n-max(0, k)]) for k in range(-most, most+1)]
-    return max(np.corrcoef(a, b)[0,1] for a,b in shifted)
+    return max(float((a-a.mean())@(b-b.mean())/(a.std()*b.std()*len(a)+1e-9)) for a,b in shifted)
 
 def upside_down(t, knots)->bool:
     "Does brightness by depth fit that of training scans better from below than from above?"
     profile,like = t[SLICES['depth']],knots[N_KNOTS//2,SLICES['depth']]
     if profile.std() < 1e-3: return False
     up,down = best_correlation(profile, like),best_correlation(profile, like[::-1])
-    return down > .85 and down > up+.02
+    return down > .8 and down > up+.05
 
 def distances(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np.ndarray:
     "(N, 2) by traits and by features; 1 is the limit, nan unknown; raises `OctError` for features of another network"
@@ -212,7 +212,8 @@ def doubt(t, distance, inputs:dict)->str:
     if not np.isfinite(t).all(): return TOO_SMALL
     contrast,light,vitreous,spread,c,b,a = (float(o) for o in t[SLICES['retina']])
     no_retina = Retina((a, b, c), contrast, light, vitreous, float(np.exp(spread)-.01)).doubt
-    if not too_far(distance, inputs) and not no_retina: return ''
+    odd = too_far(distance, inputs) or no_retina
+    if not odd and not (np.isnan(distance[1]) and upside_down(t, inputs['knots'])): return ''
     if t[SLICES['span']][0] < np.log(.07): return NOT_A_SCAN+'the picture is blank.'
     grain = np.exp(t[SLICES['grain']])
     noise = (grain[[0, 3]] > .85*grain[[2, 5]]).all()
