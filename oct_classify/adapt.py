@@ -220,6 +220,8 @@ def learned_head(model:OctModel, seen:Looks, labels:dict)->tuple: # accuracies a
     enough_labels(seen.table)
     allowed = np.stack([labels[o] for o in seen.table.label])
     x,z = standardised(model.net, seen.features),seen.logits.astype(np.float64)
+    u,size,directions = np.linalg.svd(x.reshape(-1, x.shape[-1]), full_matrices=False)
+    x = (u*size).reshape(*x.shape[:2], -1) # the same scans in as few numbers as they span
     after = out_of_fold_logits(x, z, allowed, seen.who, best_refit)
     def answers(z, t): # prediction table
         p = merged(softmax(z/t, 1), labels)
@@ -229,10 +231,10 @@ def learned_head(model:OctModel, seen:Looks, labels:dict)->tuple: # accuracies a
     before,new = answers(seen.mean, t),answers(after, t)
     names = np.array(list(labels))
     each = [share(names[o.filter(like='p_').to_numpy().argmax(1)] == o.label, who=seen.who) for o in (before, new)]
-    change = best_refit(x, z, allowed, seen.who)
-    change_heads(model.net, *change)
+    w,b = best_refit(x, z, allowed, seen.who)
+    change_heads(model.net, directions.T@w, b)
     model.config |= dict(temperature=best_temperature(after, allowed), calibrated=True)
-    return *each, paired(before, new)['accuracy'], bool(np.any(change[0]))
+    return *each, paired(before, new)['accuracy'], bool(w.any())
 
 def adapt(
     bundle, # model bundle: the folder bundle that run or train wrote
