@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from sklearn.model_selection import StratifiedGroupKFold
+from recipes import folds
 
 from oct_classify.core import *
 from oct_classify.data.prepare import fill_borders, find_retina, prepare_many
 from oct_classify.data.scans import scan_table
-from oct_classify.data.split import components
 from oct_classify.inference.model import OctModel
 from oct_classify.training.learner import train_by
 from oct_classify.training.recipes import Augment
@@ -86,12 +85,6 @@ def held_out(model, data, h):
     for k in ('asis', 'all'): out[f'{k}, flat'] = model.logits(prepare_many(shown(paths, k), size, 'flat')[0])
     healthy = [p for p, c in zip(paths, h.label) if c == 'NORMAL']
     return out | dict(sides=model.logits(prepare_many(list(halves(healthy)), size, 'crop')[0]))
-
-
-def folds(t, k, seed):
-    "Split tables: the fold is `valid`, which decides nothing"
-    for _, held in StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(t, t.label, components(t)):
-        yield t.assign(split=np.where(np.isin(np.arange(len(t)), held), 'valid', 'train')), held
 
 
 def table(t, a):

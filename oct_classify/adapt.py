@@ -6,20 +6,21 @@ Docs: https://oct-classify.github.io/oct_classify/api/adapt.html.md"""
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'BIAS', 'unlabelled_scans', 'new_scans', 'Looks', 'look_at', 'refused', 'refused_by_halves', 'refit',
-           'heads', 'standardised', 'change_heads', 'cost', 'best_temperature', 'refit_on', 'out_of_fold_logits',
-           'best_refit', 'Adapted', 'enough_labels', 'learned_head', 'adapt', 'save_adapted']
+           'heads', 'standardised', 'change_heads', 'refit_on', 'out_of_fold_logits', 'best_refit', 'Adapted',
+           'enough_labels', 'learned_head', 'adapt', 'save_adapted']
 
 # %% ../nbs/api/adapt.ipynb #5e877f02
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 import numpy as np, pandas as pd
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 from .core import *
 from .data.scans import *
 from .data.split import components
 from .evaluation.bootstrap import share
+from .evaluation.calibration import fit_temperature, mean_nll
 from .evaluation.comparison import paired
 from .evaluation.figures import as_text
 from .inference.bundle import *
@@ -99,8 +100,7 @@ BIAS = .1 # the same for a bias
 
 def refit(x, z, allowed, weight, strength:float)->tuple: # changes of the weights (F, K) and biases (K,)
     "Correct logits z (N, K) by features x (N, F) so that the classes `allowed` (N, K) get probability; `weight` (N,)"
-    u,size,directions = np.linalg.svd(x, full_matrices=False) # what is fitted lies in the span of the scans
-    x,k = u*size,z.shape[1]
+    k = z.shape[1]
     def loss(v):
         w,b = v[:-k].reshape(-1, k),v[-k:]
         s = z+x@w+b
@@ -110,7 +110,7 @@ def refit(x, z, allowed, weight, strength:float)->tuple: # changes of the weight
         penalty = (w*w).sum()/(2*strength) + (b*b).sum()/(2*BIAS)
         return value+penalty, np.concatenate([(x.T@g+w/strength).ravel(), g.sum(0)+b/BIAS])
     v = minimize(loss, np.zeros((x.shape[1]+1)*k), jac=True, method='L-BFGS-B').x
-    return directions.T@v[:-k].reshape(-1, k), v[-k:]
+    return v[:-k].reshape(-1, k), v[-k:]
 
 def heads(net)->list:
     "The heads of a network of `network`: one, or one for each member of an ensemble"
@@ -139,21 +139,11 @@ def change_heads(net, w:np.ndarray, b:np.ndarray):
         at += last.in_features
 
 # %% ../nbs/api/adapt.ipynb #a9e9c7ce
-def cost(z, allowed, temperature:float=1.)->float:
-    "Mean negative log-likelihood of the allowed classes"
-    s = z/temperature
-    return float((logsumexp(s, 1)-logsumexp(np.where(allowed, s, -np.inf), 1)).mean())
-
-def best_temperature(z, allowed)->float:
-    "The temperature from 0.25 to 8 with the lowest `cost`"
-    lowest = minimize_scalar(lambda t: cost(z, allowed, np.exp(t)), bounds=np.log((.25, 8)), method='bounded')
-    return float(np.exp(lowest.x))
-
 def refit_on(x, z, allowed, strength:float)->tuple: # changes of weights and biases
     "`refit` on scans and their mirror images, (N, 2, …), after fitting a temperature; each label weighs the same"
     _,label,n = np.unique(allowed, axis=0, return_inverse=True, return_counts=True)
     weight = np.repeat(len(label)/(len(n)*n[label]), 2)/2
-    t = best_temperature(z.mean(1), allowed)
+    t = fit_temperature(z.mean(1), allowed)
     flat = x.reshape(-1, x.shape[-1]),z.reshape(-1, z.shape[-1])/t
     w,b = refit(*flat, np.repeat(allowed, 2, 0), weight, strength)
     return t*w, t*b
@@ -169,12 +159,15 @@ def out_of_fold_logits(x, z, allowed, who, fit, folds:int=5)->np.ndarray: # (N, 
 
 def best_refit(x, z, allowed, who)->tuple:
     "`refit_on` with the strength that fits held-out patients best; no change if none of them does"
+    u,size,directions = np.linalg.svd(x.reshape(-1, x.shape[-1]), full_matrices=False)
+    x = (u*size).reshape(*x.shape[:2], -1) # the same scans in as few numbers as they span, which is all that is fitted
     def fitted(strength): return lambda x, z, allowed, who: refit_on(x, z, allowed, strength)
-    def held_out(z): return cost(z, allowed, best_temperature(z, allowed))
+    def held_out(z): return mean_nll(z/fit_temperature(z, allowed), allowed)
     costs = {s: held_out(out_of_fold_logits(x, z, allowed, who, fitted(s))) for s in STRENGTHS}
     best = min(costs, key=costs.get)
-    if costs[best] >= held_out(z.mean(1)): return np.zeros((x.shape[-1], z.shape[-1])), np.zeros(z.shape[-1])
-    return refit_on(x, z, allowed, best)
+    if costs[best] >= held_out(z.mean(1)): return np.zeros((len(directions.T), z.shape[-1])), np.zeros(z.shape[-1])
+    w,b = refit_on(x, z, allowed, best)
+    return directions.T@w, b
 
 # %% ../nbs/api/adapt.ipynb #2a5407a0
 @dataclass
@@ -220,8 +213,6 @@ def learned_head(model:OctModel, seen:Looks, labels:dict)->tuple: # accuracies a
     enough_labels(seen.table)
     allowed = np.stack([labels[o] for o in seen.table.label])
     x,z = standardised(model.net, seen.features),seen.logits.astype(np.float64)
-    u,size,directions = np.linalg.svd(x.reshape(-1, x.shape[-1]), full_matrices=False)
-    x = (u*size).reshape(*x.shape[:2], -1) # the same scans in as few numbers as they span
     after = out_of_fold_logits(x, z, allowed, seen.who, best_refit)
     def answers(z, t): # prediction table
         p = merged(softmax(z/t, 1), labels)
@@ -232,8 +223,8 @@ def learned_head(model:OctModel, seen:Looks, labels:dict)->tuple: # accuracies a
     names = np.array(list(labels))
     each = [share(names[o.filter(like='p_').to_numpy().argmax(1)] == o.label, who=seen.who) for o in (before, new)]
     w,b = best_refit(x, z, allowed, seen.who)
-    change_heads(model.net, directions.T@w, b)
-    model.config |= dict(temperature=best_temperature(after, allowed), calibrated=True)
+    change_heads(model.net, w, b)
+    model.config |= dict(temperature=fit_temperature(after, allowed), calibrated=True)
     return *each, paired(before, new)['accuracy'], bool(w.any())
 
 def adapt(

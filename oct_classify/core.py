@@ -9,10 +9,10 @@ __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 
            'MAX_CODED', 'UPRIGHT', 'FORMULAS', 'MAX_LISTING', 'known_classes', 'OctError', 'CheckFailed', 'class_word',
            'scan_name', 'patient', 'printable', 'amount', 'grey_range', 'eight_bits', 'to_image', 'to_grey',
            'why_unreadable', 'check_bytes', 'check_file', 'read_file', 'check_passes', 'file_of', 'is_here',
-           'orientation', 'open_image', 'own_spacing', 'read_scaled', 'read_grey', 'make_dir', 'disk_error', 'claimed',
-           'sweep', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line', 'heard', 'say',
-           'progress', 'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written', 'checked_zip',
-           'swells', 'cpu_use', 'spare_cores', 'ahead']
+           'orientation', 'open_image', 'is_row_depth', 'own_spacing', 'read_scaled', 'read_grey', 'make_dir',
+           'disk_error', 'claimed', 'sweep', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line',
+           'heard', 'say', 'progress', 'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written',
+           'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -186,11 +186,15 @@ def open_image(source)->Image.Image:
     check_passes(code, *im.size)
     return im
 
+def is_row_depth(um:float)->bool:
+    "Can this be the depth of a scan's row, in µm?"
+    return .5 <= um <= 20
+
 def own_spacing(im:Image.Image)->float|None:
     "Depth of a row in µm that a picture states in its resolution, or a reader of volumes; None if not credible"
     try: spacing = im.info['spacing'] if 'spacing' in im.info else 25400/float(im.info['dpi'][1])
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError): return None
-    return spacing if .5 <= spacing <= 20 else None # 72 dpi, as scanners of paper say, is 353 µm
+    return spacing if is_row_depth(spacing) else None # 72 dpi, as scanners of paper say, is 353 µm
 
 def read_scaled(source, at_least=None, spacing:float|None=None):
     """The result of `read_grey`, (height, width) as stored, and the depth of a row in µm, the source's own or else

@@ -64,8 +64,8 @@ class Request:
         own = RECIPES[self.recipe]
         self.arch,self.view = self.arch or own.arch,self.view or own.view
         self.size = list(as_size(self.size or own.size))
-        start = own.weights if self.arch == own.arch and self.options.get('epochs') != 0 else 'imagenet'
-        self.weights,self.spacing = str(self.weights or start),check_spacing(self.spacing)
+        self.weights = str(self.weights or own.start(self.arch, self.options.get('epochs')))
+        self.spacing = check_spacing(self.spacing)
 
     def check(self):
         "Refuse settings that are clearly wrong before anything is read; raises `OctError`"

@@ -88,7 +88,7 @@ def row_depth(shape:tuple, spacing:float|None=None)->float:
 
 def check_spacing(spacing:float|None)->float|None:
     "`spacing`, if it can be the depth of a row in µm; raises `OctError`"
-    if spacing is None or .5 <= spacing <= 20: return spacing
+    if spacing is None or is_row_depth(spacing): return spacing
     raise OctError(f'A row of a scan is not {spacing:g} µm deep: give --spacing from 0.5 to 20, such as 3.87.')
 
 _rows,_cols,_step = 192,96,3 # size of the small copy of a full frame; rows by which a path may move per column

@@ -6,7 +6,7 @@ Docs: https://oct-classify.github.io/oct_classify/api/evaluation/calibration.htm
 
 # %% auto #0
 __all__ = ['EDGES', 'claims', 'bin_of', 'reliability', 'proper_scores', 'gaps_by_patient', 'ece', 'ece_expected', 'calibration',
-           'plot_reliability', 'fit_temperature', 'check_mix', 'prior_ratios', 'shift_prior', 'with_prior',
+           'plot_reliability', 'mean_nll', 'fit_temperature', 'check_mix', 'prior_ratios', 'shift_prior', 'with_prior',
            'estimate_prior']
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #92c90a1b
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from ..core import *
 from .bootstrap import *
@@ -108,14 +109,17 @@ def plot_reliability(df:pd.DataFrame, what:str|None=None, heading:str='')->Figur
     return fig
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #d3be6660
+def mean_nll(logits:np.ndarray, allowed:np.ndarray)->float:
+    "Mean negative log-likelihood, by logits (N, K), that each scan is of one of the classes `allowed` (N, K) bool"
+    return float((logsumexp(logits, 1)-logsumexp(np.where(allowed, logits, -np.inf), 1)).mean())
+
 def fit_temperature(logits:np.ndarray, y:np.ndarray)->float:
-    "The most likely temperature for logits (N, K) of classes (N,), from 0.25 to 8; 1 if there are too few scans"
+    """The most likely temperature for logits (N, K) of classes (N,), or of the classes that may be right (N, K) bool,
+    from 0.25 to 8; 1 if there are too few scans"""
     if len(y) < 10: return 1.
-    def mean_nll(log_t):
-        z = logits/np.exp(log_t)
-        z = z - z.max(1, keepdims=True)
-        return -(z[np.arange(len(y)), y] - np.log(np.exp(z).sum(1))).mean()
-    return float(np.exp(minimize_scalar(mean_nll, bounds=np.log((.25, 8)), method='bounded').x))
+    allowed = y if np.ndim(y) == 2 else np.eye(logits.shape[1], dtype=bool)[y]
+    def nll(log_t): return mean_nll(logits/np.exp(log_t), allowed)
+    return float(np.exp(minimize_scalar(nll, bounds=np.log((.25, 8)), method='bounded').x))
 
 # %% ../../nbs/api/evaluation/calibration.ipynb #fb9f7039
 def check_mix(mix, n:int, name:str)->np.ndarray:

@@ -124,7 +124,7 @@ def in_range(c:dict)->bool:
     summed = 'model.safetensors' in sums and all(isinstance(v, str) for v in sums.values())
     return (named and len(set(classes)) == len(classes) and sized and summed and c['view'] in VIEWS
         and .001 <= c['temperature'] < 100 and 0 <= (c.get('stages') or 0) <= 9
-        and .5 <= (c.get('spacing') or 1) <= 20 and len(c['arch']) <= 500 and c['arch'].count('+') < MAX_MEMBERS
+        and is_row_depth(c.get('spacing') or 1) and len(c['arch']) <= 500 and c['arch'].count('+') < MAX_MEMBERS
         and all(is_a(v, NUMBER) and 0 <= v <= 1 for v in c['thresholds'].values())
         and isinstance(options.get('augment') or {}, dict) and isinstance(options.get('precision') or '', str))
 

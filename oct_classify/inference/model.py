@@ -23,7 +23,7 @@ from ..data.prepare import check_spacing, placed, prepare_many, say_whole
 from .bundle import *
 from .inputs import scans_of
 from .onnx import onnx_runtime, open_graph, try_graph
-from .ood import N_TRAITS, check_inputs, doubts, fit_inputs, strangeness, traits
+from .ood import N_TRAITS, check_inputs, distances, doubt, fit_inputs, strangeness, traits
 
 # %% ../../nbs/api/inference/model.ipynb #10a00002
 def cores()->int:
@@ -269,7 +269,9 @@ def answers(self:OctModel, batch, abstain:bool=True, force:bool=False)->tuple:
     z,f = self.batch_output(np.stack([batch[i].pixels for i in good]), wants_features)
     if guarded:
         t = np.stack([batch[i].traits for i in good])
-        whys[good],z = doubts(self.inputs, t, f),z/strangeness(self.inputs, t, f)[:,None]**2
+        far = distances(self.inputs, t, f)
+        whys[good] = [doubt(o, d, self.inputs) for o,d in zip(t, far)]
+        z = z/strangeness(far, self.inputs)[:,None]**2
     p[good] = self.calibrated(z)
     whys[(whys == '') & np.isnan(p).any(1)] = 'The weights of the model are not finite: get another bundle.'
     if not force: p[whys != ''] = np.nan

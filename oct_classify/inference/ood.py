@@ -201,11 +201,10 @@ def too_far(distance, inputs:dict)->bool:
     if np.isnan(distance[1]): return bool(distance[0] > 1)
     return bool(np.hypot(*distance) > inputs['joint_limit'][0])
 
-def strangeness(inputs:dict, traits:np.ndarray, features:np.ndarray|None=None)->np.ndarray:
-    "How many times as far as a typical training scan each of N scans lies, (N,); at least 1, and 1 without features"
-    if features is None or 'joint_middle' not in inputs: return np.ones(len(traits))
-    far = np.hypot(*distances(inputs, traits, features).T)
-    return np.nan_to_num(far/inputs['joint_middle'][0], nan=1.).clip(1, 10)
+def strangeness(far:np.ndarray, inputs:dict)->np.ndarray:
+    "How many times as far as a typical training scan scans at `distances` (N, 2) lie, (N,); 1 at least, or if unknown"
+    middle = inputs.get('joint_middle', [np.nan])[0]
+    return np.nan_to_num(np.hypot(*far.T)/middle, nan=1.).clip(1, 10)
 
 def doubt(t, distance, inputs:dict)->str:
     "Why a model should not answer a scan with traits (N_TRAITS,) at `distances` (2,); '' if there is no reason"

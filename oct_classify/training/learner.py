@@ -376,8 +376,7 @@ def train_by(
     "Train by a recipe; raises `OctError` for an unknown name"
     if name not in RECIPES: raise OctError(f'There is no recipe {name!r}: choose one of {", ".join(RECIPES)}.')
     recipe = RECIPES[name]
-    own = arch in (None, recipe.arch) and kwargs.get('epochs') != 0
-    kwargs = dict(weights=recipe.weights if own else 'imagenet') | kwargs
+    kwargs = dict(weights=recipe.start(arch, kwargs.get('epochs'))) | kwargs
     kwargs = {f.name: getattr(recipe, f.name) for f in fields(Options)} | kwargs
     kwargs |= dict(size=size or recipe.size, view=view or recipe.view, out=out)
     archs = (arch or recipe.arch).split('+')

@@ -74,6 +74,10 @@ class Recipe(Options):
     view:str='crop' # one of `prepare`'s views
     weights:str='imagenet' # where the training begins, as for `train`
 
+    def start(self, arch:str|None, epochs:int|None)->str:
+        "The recipe's own weights, or ImageNet's for another network or if only the head is trained"
+        return self.weights if arch in (None, self.arch) and epochs != 0 else 'imagenet'
+
 RECIPES = dict(
     fast=Recipe(epochs=None, lr=1e-4, body=3., stages=3, head='logistic', frozen=2,
         arch='tf_efficientnet_lite0', size=(224, 336), weights='phantoms'),
