@@ -14,11 +14,11 @@ __all__ = ['MAX_TABLE', 'TABLES', 'TEXTS', 'NOTHING', 'ONE', 'JUNK', 'SIDE_WORDS
 
 # %% ../../nbs/api/data/scans.ipynb #728a4a86
 import contextlib, hashlib, io, os, re, warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 import numpy as np, pandas as pd
+from fastcore.basics import chunked
 from PIL import Image
 from ..core import *
 
@@ -426,17 +426,15 @@ def scan_table(
     known = unchanged(root, found, old)
     todo,blank = list(found[~known].itertuples()),blank_columns(look)
     done = [old[old.path.isin(found.path[known])]] if known.any() else []
-    got = []
     named = classes if root.labels is None else ()
     def read(r): return dict(path=r.path, label=r.label, folder=r.folder, **read_row(root, r, named, look, blank))
     def table():
-        new = [typed(pd.DataFrame(got, columns=[*COLUMNS, *blank]), look)] if got else []
-        t = typed(pd.concat(done + new), look)
+        t = typed(pd.concat(done), look)
         return t.assign(patient=found.set_index('path').patient.reindex(t.path).array)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row in progress(pool.map(read, todo), len(todo), 'Reading scans'):
-            got.append(row)
-            if keep and len(got) % 5000 == 0: keep(table())
+    rows = progress(ahead(read, todo, os.cpu_count(), 256), len(todo), 'Reading scans')
+    for block in chunked(rows, 5000):
+        done.append(typed(pd.DataFrame(block, columns=[*COLUMNS, *blank]), look))
+        if keep and len(block) == 5000: keep(table())
     return table()
 
 SCHEMA = 3 # increase it when a stored column changes its meaning
