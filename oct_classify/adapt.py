@@ -26,7 +26,7 @@ from .evaluation.figures import as_text
 from .inference.bundle import *
 from .inference.bundle import load_bundle_table, model_card
 from .inference.formats import READERS
-from .inference.model import OctModel, as_scans, cores, meanings, merged
+from .inference.model import OctModel, as_scans, meanings, merged
 from .inference.ood import *
 from .pipeline import unmet_scans
 
@@ -68,7 +68,7 @@ class Looks:
 def look_at(model:OctModel, root, table:pd.DataFrame)->Looks:
     "Look at the scans of a table; those that can't be read, or without a retina, are left out and counted aloud"
     scans = as_scans([Path(root)/p for p in table.path])
-    prepared = list(progress(ahead(model.ready, scans, cores(), 64), len(scans), 'Looking at scans'))
+    prepared = list(progress(model.prepared(scans), len(scans), 'Looking at scans'))
     good = [i for i,o in enumerate(prepared) if not o.why and not o.whole and np.isfinite(o.traits).all()]
     lost = len(scans)-len(good)
     if lost: say(f'{plural(lost, "scan is", "scans are")} left out: unreadable, or no retina was found with certainty.')

@@ -12,7 +12,7 @@ __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 
            'orientation', 'open_image', 'is_row_depth', 'own_spacing', 'read_scaled', 'read_grey', 'make_dir',
            'disk_error', 'claimed', 'sweep', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line',
            'heard', 'say', 'progress', 'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written',
-           'checked_zip', 'swells', 'cpu_use', 'spare_cores', 'ahead']
+           'checked_zip', 'swells', 'cpu_use', 'cores', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -401,11 +401,14 @@ def cpu_use(stat='/proc/stat')->np.ndarray:
     own = os.times()
     return np.array([sum(ticks), ticks[3]+ticks[4], own.user+own.system, own.elapsed])
 
+def cores()->int:
+    "Cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 def spare_cores(sample:float=.5, stat='/proc/stat')->int:
     "Threads for long work: cores that others leave free in `sample` seconds (all if no `stat`), or OMP_NUM_THREADS"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    limit = os.environ.get('OMP_NUM_THREADS', '').strip()
-    most = min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
+    here,limit = cores(),os.environ.get('OMP_NUM_THREADS', '').strip()
+    most = min(here, int(limit)) if limit.isdecimal() and int(limit) else here
     if most == 1: return 1
     try:
         before = cpu_use(stat)
@@ -413,7 +416,7 @@ def spare_cores(sample:float=.5, stat='/proc/stat')->int:
         ticks,idle,own,seconds = (cpu_use(stat) - before).tolist()
         others = (1 - idle/ticks)*os.cpu_count() - own/seconds
     except (OSError, ValueError, IndexError, ZeroDivisionError): return most
-    return max(1, min(most, cores - round(others)))
+    return max(1, min(most, here - round(others)))
 
 def ahead(f, items, workers:int=1, most:int=2):
     "`map(f, items)` in `workers` threads, at most `most` calls ahead of the results taken; raises the errors of `f`"

@@ -90,7 +90,7 @@ def close_pairs(low:np.ndarray, high:np.ndarray)->pd.DataFrame:
             T = by_chunk(low, high, c)
             Q = by_chunk(mirrored(low), mirrored(high), c) if flip else T
             start = np.searchsorted(T['key'], np.arange(2**16+1)).astype(np.int32)
-            with ThreadPoolExecutor(os.cpu_count()) as ex:
+            with ThreadPoolExecutor(cores()) as ex:
                 for some in ex.map(partial(in_buckets, c=c, Q=Q, T=T, start=start), _masks): found += some
         i,j,bits = np.concatenate(found, 1)
         out.append(pd.DataFrame(dict(i=np.minimum(i, j), j=np.maximum(i, j), bits=bits, mirrored=flip))[i != j])
@@ -179,7 +179,7 @@ def proved_pairs(t, root, todo):
         return max([(match(look(r.i), b), way) for way,b in ways.items() if may_match(look(r.i), b)], default=(0., ''))
     todo = todo.sort_values(['i', 'j'])
     proved = todo[:0].assign(score=0., way='')
-    with ThreadPoolExecutor(os.cpu_count()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
+    with ThreadPoolExecutor(cores()) as ex, progress(None, len(todo), 'Comparing close pairs') as bar:
         while len(todo):
             now,left = todo[:256],todo[256:]
             scores,ways = zip(*ex.map(score, now.itertuples()))

@@ -9,7 +9,6 @@ __all__ = ['TRAITS', 'FEW', 'traits_of', 'scan_traits', 'thirds', 'level_name', 
            'by_stratum', 'strata_table', 'plot_strata', 'p_text', 'horizontal_limits', 'leaked_scans', 'leak_gap']
 
 # %% ../../nbs/api/evaluation/strata.ipynb #190e42be
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def scan_traits(df:pd.DataFrame, data)->pd.DataFrame:
     border (share), contrast (0 to 1), spread, bow and tilt (of the height), scans (of the patient), unread (why)"""
     df = check_predictions(df)
     files = df.path.drop_duplicates()
-    with ThreadPoolExecutor(os.cpu_count()) as ex:
+    with ThreadPoolExecutor(cores()) as ex:
         got = list(progress(ex.map(traits_of, [Path(data)/o for o in files]), len(files), 'Measuring scans'))
     t = pd.DataFrame(got, index=files.to_numpy(), columns=[*TRAITS[:-1], 'unread']).reindex(df.path).set_index(df.index)
     who = patients_of(df)

@@ -219,6 +219,6 @@ def phantom_folder(
         dpi = [round(25400/um) for um in (p.column, p.row)]
         with atomic_write(dest/folder/label/f'{label}-{patient}-{number}.jpeg', 'wb') as f:
             Image.fromarray(p.image).save(f, 'jpeg', quality=75, dpi=dpi)
-    with ThreadPoolExecutor(os.cpu_count()) as ex:
+    with ThreadPoolExecutor(cores()) as ex:
         for _ in progress(ex.map(write, jobs), len(jobs), 'Drawing phantom scans'): pass
     return dest

@@ -12,16 +12,18 @@ __all__ = ['RPE', 'Packed', 'pack_key', 'npy_header', 'UnfinishedPack', 'prepare
 import contextlib, hashlib, io, json, math, mmap, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.data.load import DataLoader
 from fastai.vision.all import DataLoaders
+from fastcore.basics import chunked
 from filelock import FileLock
 from ..core import *
 from ..core import disk_error
 from ..data.scans import load_table, save_table
 from ..data.prepare import *
-from ..data.prepare import PREPARED, say_whole
+from ..data.prepare import PREPARED, TOGETHER, say_whole
 from .recipes import Augment
 
 # %% ../../nbs/api/training/pack.ipynb #4324b0bd
@@ -107,16 +109,19 @@ class UnfinishedPack:
 
 def prepared_blocks(table, root, size, view, spacing=None, start=0, workers=None, block=256):
     "Block by block: (pixels, error messages, number of scans seen whole)"
-    def one(r):
-        if r.error: return np.zeros(size, np.uint8), r.error, False
-        try: px,where = placed(Path(root)/r.path, size, view, spacing)
-        except OctError as e: return np.zeros(size, np.uint8), str(e), False
+    def some(rows):
+        seen = iter(placed_many([Path(root)/r.path for r in rows if not r.error], size, view, spacing))
+        return [OctError(r.error) if r.error else next(seen) for r in rows]
+    def result(got):
+        if isinstance(got, OctError): return np.zeros(size, np.uint8), str(got), False
+        px,where = got
         return px, '', where.view != view
     rows = list(table[['path', 'error']].itertuples())
     bar = progress(total=len(rows), initial=start, desc='Packing scans')
     with ThreadPoolExecutor(workers) as ex, bar:
         for i in range(start, len(rows), block):
-            px,errors,whole = zip(*ex.map(one, rows[i:i+block]))
+            made = chain.from_iterable(ex.map(some, chunked(rows[i:i+block], TOGETHER)))
+            px,errors,whole = zip(*map(result, made))
             yield np.stack(px), list(errors), sum(whole)
             bar.update(len(px))
 
@@ -148,7 +153,7 @@ def pack(
     spacing:float|None=None, # µm per row of pictures that don't say it
 )->Packed:
     "Prepare each scan once; a pack in `out` is used or completed; raises `OctError` if the disk is too small"
-    table,size,workers = table.reset_index(drop=True),as_size(size),workers or os.cpu_count()
+    table,size,workers = table.reset_index(drop=True),as_size(size),workers or cores()
     key,readable = pack_key(table, size, view, spacing),table.error == ''
     if out is None:
         parts = list(prepared_blocks(table, root, size, view, spacing, 0, workers, block))
