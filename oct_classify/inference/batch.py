@@ -23,6 +23,7 @@ import pandas as pd
 
 from .. import __version__
 from ..core import *
+from ..data.prepare import say_whole
 from ..data.scans import COLUMNS, blank_columns, kept_table, read_row, save_table, typed
 from .bundle import ENGINES
 from .inputs import by_volume, file_system, first_line, scans_of
@@ -260,8 +261,13 @@ def predict_files(
         parts,asked = [],options | dict(force=True) if force else options
         if out: # as in `predict_ray`, so that either can finish what the other began
             parts = Parts(f'{out}.parts', scans, dict(bundle=bundle_hash(bundle), abstain=True) | asked, 1024)
-        def score(scans): return model.predict(scans, force=force)
+        whole = []
+        def score(scans):
+            t = model.predict(scans, force=force, tell=False)
+            whole.append(t.attrs.pop('whole'))
+            return t
         t = work_off(parts, score) if len(parts) > 1 else score(scans)
+        say_whole(sum(whole), len(t))
     write_table(t, out)
     if volumes: write_table(by_volume(t), volumes)
     if out: Folder(f'{out}.parts').clear()
@@ -393,7 +399,7 @@ def model_scorer(files:dict, options:dict, cpus:float):
         for n,b in files.items(): Path(d, n).write_bytes(b)
         model = OctModel.load(d, threads=threads, **options)
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(threads)
-    return lambda scans: model.predict(scans, workers=threads)
+    return lambda scans: model.predict(scans, workers=threads, tell=False)
 
 def predict_ray(
     bundle, # folder, or a URL that fsspec knows

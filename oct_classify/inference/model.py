@@ -293,29 +293,33 @@ def stream(self:OctModel,
     workers:int|None=None, # threads that decode; None: one per core
     abstain:bool=True, # abstain from pictures that are not scans
     force:bool=False, # give probabilities and a class anyway, beside the reason
-): # iterator of prediction tables
+): # iterator of prediction tables, with the number of scans that are seen whole in `attrs['whole']`
     "Prediction tables of `block` rows each, for any number of scans in little memory"
     bs,lanes = bs or self.run.bs,self.run.lanes
     look = bool(abstain and self.inputs)
     ready = self.prepared(scans, look, workers, min(bs, TOGETHER))
     answered = ahead(lambda batch: (batch, *self.answers(batch, abstain, force)), chunked(ready, bs), lanes, lanes+1)
-    whole = total = 0
     for part in chunked(answered, -(-block//bs)):
         batches,p,whys = zip(*part)
         rows = [o for batch in batches for o in batch]
-        whole,total = whole+sum(o.whole for o in rows),total+len(rows)
-        yield self.table([o.name for o in rows], np.concatenate(p), list(np.concatenate(whys)), force)
-    say_whole(whole, total)
+        t = self.table([o.name for o in rows], np.concatenate(p), list(np.concatenate(whys)), force)
+        t.attrs['whole'] = sum(o.whole for o in rows)
+        yield t
 
 @patch
-def predict(self:OctModel, images, names=None, **kwargs)->pd.DataFrame:
-    "Prediction table of what `as_scans` takes, with options of `stream`; a row without an answer says why"
-    scans,parts = as_scans(images, names),[]
+def predict(self:OctModel, images, names=None, tell:bool=True, **kwargs)->pd.DataFrame:
+    """Prediction table of what `as_scans` takes, with options of `stream`; a row without an answer says why;
+    `tell`: say how many scans are seen whole"""
+    scans,parts,whole = as_scans(images, names),[],0
     with progress(total=len(scans), desc='Predicting') as bar:
         for t in self.stream(scans, **kwargs):
+            whole += t.attrs.pop('whole')
             parts.append(t)
             bar.update(len(t))
-    return pd.concat(parts, ignore_index=True) if parts else self.table([], np.zeros((0, len(self.classes))))
+    t = pd.concat(parts, ignore_index=True) if parts else self.table([], np.zeros((0, len(self.classes))))
+    t.attrs['whole'] = whole
+    if tell: say_whole(whole, len(t))
+    return t
 
 # %% ../../nbs/api/inference/model.ipynb #b4248b2d
 def training_looks(
