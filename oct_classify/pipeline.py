@@ -176,10 +176,11 @@ class Answers:
 def answers_of(model, df:pd.DataFrame, data, side:str)->Answers:
     "Logits of an `OctModel` for one side of a split table"
     t = df[df.split == side]
-    pixels,whys = prepare_many([Path(data)/path for path in t.path], *model.looks)
-    readable = np.array([not why for why in whys], bool)
-    unread = {path: why for path,why in zip(t.path, whys) if why}
-    return Answers(t[readable], model.logits(pixels[readable]), unread)
+    table = model.predict([Path(data)/path for path in t.path], t.path, abstain=False, force=True)
+    p = table[[f'p_{c}' for c in model.classes]].to_numpy(float)
+    read = np.isfinite(p).all(1)
+    logits = model.config['temperature']*np.log(p[read].clip(1e-300)) # up to a constant per scan, which does not count
+    return Answers(t[read], logits, dict(zip(t.path[~read], table.why[~read])))
 
 def evaluate_stage(model, df:pd.DataFrame, data)->tuple: # {side: prediction table}; {side: {path: why}} of unread scans
     "Answers for validation and test, after fitting the temperature; raises `OctError` if no test scan can be read"
