@@ -6,7 +6,9 @@ Draws phantoms of 248x256 in Kaggle's mix of folders and classes, about 16 of ea
 archive. Then `oct-classify download --zip`, `audit`, `run --freeze --recipe fast` and `predict` each run in a process
 of their own. If you stop it, run the same command again: stages that are done are not repeated, the others go on where
 they were, and their seconds add up. Writes full_size.json and full_size.md to the output folder, and what each stage
-said to logs. Seconds are of the whole process, memory is the peak of the process with its children.
+said to logs. Seconds are of the whole process, memory is the peak of the process with its children. The bound of a
+stage is the part of its work that nothing can spare, done by itself on all cores: unpacking, decoding, the passes
+through the network.
 
 Drawing takes 4 to 10 ms per scan and core, that is 3 to 7 minutes for 84,484 scans on two cores. For those, the folder
 needs 8 GB. Linux.
@@ -15,12 +17,15 @@ import argparse
 import importlib.metadata
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import timeit
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -35,7 +40,7 @@ KAGGLE = dict(
     test=dict.fromkeys(('CNV', 'DME', 'DRUSEN', 'NORMAL'), 242),
 )
 SCANS, PATIENTS = 84_484, 5_400
-COLUMNS = ('stage', 'minutes', 'scans per second', 'peak memory, GB', 'output, MB')
+COLUMNS = ('stage', 'minutes', 'scans per second', 'peak memory, GB', 'output, MB', 'bound', 'its share, %')
 
 
 def scans(n):
@@ -127,17 +132,65 @@ def go(command, log, row, save):
     return p.returncode
 
 
+def decode(file):
+    from oct_classify.core import read_grey
+    return read_grey(file).shape
+
+
+def passes(out, sample):
+    "Scans per second through the network alone, pixels in memory: features by PyTorch, answers by ONNX Runtime"
+    import torch
+    from speed import runtime_alone
+    from oct_classify.data.prepare import prepare_many
+    from oct_classify.inference.model import OctModel
+    model = OctModel.load(out / 'run/bundle', engine='torch')
+    px = prepare_many(sample[:256], *model.looks)[0]
+
+    def features():
+        with torch.inference_mode():
+            for i in range(0, len(px), 16): model.net[:3](torch.from_numpy(px[i:i+16]))
+
+    work = features, runtime_alone(out / 'run/bundle/model.onnx', px)
+    looking, answering = [len(px) / min(timeit.repeat(f, number=1, repeat=4)) for f in work]
+    return looking, answering / (1 + model.config['mirror']) # an answer is the mean of scan and mirror image
+
+
+def bounds(out, n):
+    "{stage: (what bounds it, seconds)}"
+    sample = random.Random(0).sample(sorted((out / 'data').rglob('*.jpeg')), min(n, 4000))
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as ex:
+        list(ex.map(decode, sample[:200], chunksize=50))
+        t = time.time()
+        list(ex.map(decode, sample, chunksize=50))
+        decoding = (time.time() - t) * n / len(sample)
+    with tempfile.TemporaryDirectory(dir=out) as d, zipfile.ZipFile(out / 'scans.zip') as z:
+        t = time.time()
+        z.extractall(d)
+        unpacking = time.time() - t
+    looking, answering = passes(out, sample)
+    m = json.loads((out / 'run/metrics.json').read_text())
+    asked = m['scans']['valid'] + m['scans']['test']
+    head = (2 * min(m['scans']['train'], 20_000) + m['scans']['valid']) / looking
+    return dict(
+        download=('unpacking', unpacking),
+        audit=('decoding', decoding),
+        run=('passes through the network', head + asked / answering),
+        predict=('passes through the network', n / answering),
+    )
+
+
 def table(report):
     "The report as a table in Markdown"
-    lines = [
-        '| ' + ' | '.join(COLUMNS) + ' |', '|---' * len(COLUMNS) + '|',
-        *(
-            f"| {k} | {r['seconds']/60:.1f} | {report['scans']/max(r['seconds'], .1):,.0f} | {r['peak_gb']:.2f} "
-            f"| {r['output_mb']:,.1f} |"
-            for k, r in report['stages'].items()
-            if r['done']
-        ),
-    ]
+    def row(stage, r):
+        what, seconds = report.get('bounds', {}).get(stage, ('', None))
+        share = f'{100*seconds/r["seconds"]:.0f}' if seconds else ''
+        return (
+            f"| {stage} | {r['seconds']/60:.1f} | {report['scans']/max(r['seconds'], .1):,.0f} | {r['peak_gb']:.2f} "
+            f"| {r['output_mb']:,.1f} | {what} | {share} |"
+        )
+
+    lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|---' * len(COLUMNS) + '|']
+    lines += [row(k, r) for k, r in report['stages'].items() if r['done']]
     head = '{scans:,} scans, {cores} cores, version {version}, {date}'.format(**report)
     return '\n'.join([head, '', *lines, ''])
 
@@ -182,6 +235,9 @@ def main():
         row.update(done=True, output_mb=round(size(output) / 1e6, 1))
         save()
         (a.out / 'full_size.md').write_text(table(report))
+    report['bounds'] = bounds(a.out, report['scans'])
+    save()
+    (a.out / 'full_size.md').write_text(table(report))
     print(table(report))
 
 

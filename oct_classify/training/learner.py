@@ -95,7 +95,8 @@ def features(
     bs:int|None=None, # None: 16 on a CPU, 256 on a GPU; halved if memory runs out
     mirror:bool=False, # then for each mirror image, too
     precision:str='fp32', # on a GPU
-)->torch.Tensor: # (N or 2 N, channels) float, on the CPU
+    dtype=torch.float, # of the result
+)->torch.Tensor: # (N or 2 N, channels), on the CPU
     "The input of the head for each scan"
     dev,ways,n = next(net.parameters()).device,1+mirror,len(scans)
     bs = bs or (16 if dev.type == 'cpu' else 256)
@@ -105,13 +106,13 @@ def features(
         with autocast(dev, precision if dev.type == 'cuda' else 'fp32'):
             for i,(x,_) in enumerate(progress(batches, -(-n//bs), 'Reading features')):
                 for way in range(ways):
-                    f = net[:3](x.flip(-1) if way else x).float()
-                    if out is None: out = torch.empty(ways, n, f.shape[1]) # a list of parts would take it all twice
+                    f = net[:3](x.flip(-1) if way else x)
+                    if out is None: out = torch.empty(ways, n, f.shape[1], dtype=dtype) # a list would take it twice
                     out[way,i*bs:i*bs+len(f)] = f
         return out.flatten(0, 1)
     except Exception as e:
         if not is_memory_error(e) or bs == 1: raise
-    return features(net, scans, bs//2, mirror, precision)
+    return features(net, scans, bs//2, mirror, precision, dtype)
 
 def fit_head(learn:Learner, net:nn.Sequential, options:Options=Options())->float: # validation accuracy
     "Fit only the head of a learner's network, on cached features of the frozen body"
@@ -142,12 +143,12 @@ def fit_logistic(learn:Learner, net:nn.Sequential, options:Options=Options(), mo
     t,v = learn.dls.train_ds,learn.dls.valid_ds
     some = np.linspace(0, len(t)-1, min(len(t), most)).astype(int)
     t = PackedScans(t.packed, t.rows[some], t.y[some])
-    x = features(net, t, mirror=True, precision=options.precision)
+    x = features(net, t, mirror=True, precision=options.precision, dtype=torch.double) # scikit-learn would copy floats
     norm,_,last = net.head
     norm.running_mean.copy_(x.mean(0))
     norm.running_var.copy_(x.var(0).clamp(min=1e-6))
     mean,std = norm.running_mean.cpu(),(norm.running_var.cpu()+norm.eps).sqrt()
-    with torch.inference_mode(): x.sub_(mean).div_(std) # in place, as it may take half a gigabyte
+    with torch.inference_mode(): x.sub_(mean).div_(std) # in place, as it may take a gigabyte
     weight = 'balanced' if options.balance == 'loss' else None
     fit = LogisticRegression(C=options.strength, max_iter=1000, class_weight=weight)
     take_over(last, fit.fit(x.numpy(), np.tile(t.y, 2)))
@@ -192,7 +193,7 @@ def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, opti
     look = statistics.median(timeit.repeat(looking, number=1, repeat=3))/8
     cut = FrozenStages(net.body.model, options.frozen) if options.frozen else None
     if cut: cut.before_fit()
-    learn = statistics.median(timeit.repeat(learning, number=1, repeat=3))/8
+    learn = statistics.median(timeit.repeat(learning, number=1, repeat=3))/8 if options.epochs else 0
     if cut: cut.after_fit()
     head = 2*look*(n_other + (min(n_train, MOST) if options.head == 'logistic' else n_train))
     seconds = head + options.epochs*(n_train*learn + n_other*look)
