@@ -143,12 +143,15 @@ def passes(out, sample):
     from speed import runtime_alone
     from oct_classify.data.prepare import prepare_many
     from oct_classify.inference.model import OctModel
+    from oct_classify.training.learner import keep_memory, to_device_fast
+    keep_memory()
     model = OctModel.load(out / 'run/bundle', engine='torch')
+    net = to_device_fast(model.net, model.device)
     px = prepare_many(sample[:256], *model.looks)[0]
 
     def features():
         with torch.inference_mode():
-            for i in range(0, len(px), 16): model.net[:3](torch.from_numpy(px[i:i+16]))
+            for i in range(0, len(px), 16): net[:3](torch.from_numpy(px[i:i+16]))
 
     work = features, runtime_alone(out / 'run/bundle/model.onnx', px)
     looking, answering = [len(px) / min(timeit.repeat(f, number=1, repeat=4)) for f in work]

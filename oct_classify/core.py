@@ -12,7 +12,7 @@ __all__ = ['CLASSES', 'URGENT', 'ScanName', 'RANGES', 'MIN_SIDE', 'MAX_PIXELS', 
            'orientation', 'open_image', 'is_row_depth', 'own_spacing', 'read_scaled', 'read_grey', 'make_dir',
            'disk_error', 'claimed', 'sweep', 'atomic_write', 'atomic_dir', 'set_seed', 'quiet', 'quietly', 'one_line',
            'heard', 'say', 'progress', 'plural', 'delimiter', 'digest', 'secret', 'change_text', 'to_csv', 'as_written',
-           'checked_zip', 'swells', 'cpu_use', 'cores', 'spare_cores', 'ahead']
+           'checked_zip', 'swells', 'cpu_use', 'cores', 'readers', 'spare_cores', 'ahead']
 
 # %% ../nbs/api/core.ipynb #5901b40d
 import contextlib, errno, glob, hashlib, io, os, random, re, secrets, shutil, stat, sys, time, zipfile
@@ -404,6 +404,10 @@ def cpu_use(stat='/proc/stat')->np.ndarray:
 def cores()->int:
     "Cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+def readers()->int:
+    "Threads that read scans: with more than four, short steps in NumPy wait for Python's lock"
+    return min(4, cores())
 
 def spare_cores(sample:float=.5, stat='/proc/stat')->int:
     "Threads for long work: cores that others leave free in `sample` seconds (all if no `stat`), or OMP_NUM_THREADS"

@@ -339,7 +339,7 @@ def prepare_many(images, size=224, view:str='crop', spacing:float|None=None)->tu
     "Pixels (N, height, width) uint8 of `prepare`, black for unreadable scans, and N sentences that say why, else ''"
     images = list(images)
     px,whys,whole = np.zeros((len(images), *as_size(size)), np.uint8),[],0
-    some = ahead(lambda o: placed_many(o, size, view, spacing), chunked(images, TOGETHER), cores(), 2*cores())
+    some = ahead(lambda o: placed_many(o, size, view, spacing), chunked(images, TOGETHER), readers(), 2*readers())
     for got in progress(chain.from_iterable(some), len(images), 'Preparing scans'):
         if isinstance(got, OctError): whys.append(str(got))
         else:

@@ -431,7 +431,7 @@ def scan_table(
     def table():
         t = typed(pd.concat(done), look)
         return t.assign(patient=found.set_index('path').patient.reindex(t.path).array)
-    rows = progress(ahead(read, todo, cores(), 256), len(todo), 'Reading scans')
+    rows = progress(ahead(read, todo, readers(), 256), len(todo), 'Reading scans')
     for block in chunked(rows, 5000):
         done.append(typed(pd.DataFrame(block, columns=[*COLUMNS, *blank]), look))
         if keep and len(block) == 5000: keep(table())

@@ -261,8 +261,8 @@ def ready(self:OctModel, scans, look:bool=True)->list:
 
 @patch
 def prepared(self:OctModel, scans, look:bool=True, workers:int|None=None, together:int=TOGETHER):
-    "The `PreparedScan` of each of many scans, made ahead by `workers` threads (None: one per core)"
-    workers = workers or cores()
+    "The `PreparedScan` of each of many scans, made ahead by `workers` threads (None: `readers`)"
+    workers = workers or readers()
     some = ahead(lambda o: self.ready(o, look), chunked(scans, together), workers, 2*workers)
     return chain.from_iterable(some)
 
@@ -290,7 +290,7 @@ def stream(self:OctModel,
     scans, # iterable of objects with `name` and `image()`, see `scans_of`
     block:int=1024, # rows of each table
     bs:int|None=None, # scans per batch; None: what suits the engine
-    workers:int|None=None, # threads that decode; None: one per core
+    workers:int|None=None, # threads that decode; None: `readers`
     abstain:bool=True, # abstain from pictures that are not scans
     force:bool=False, # give probabilities and a class anyway, beside the reason
 ): # iterator of prediction tables, with the number of scans that are seen whole in `attrs['whole']`

@@ -148,12 +148,12 @@ def pack(
     out=None, # folder for the pack; None: keep the pixels in memory
     size=224, # side, or (height, width), in pixels
     view:str='crop', # one of `VIEWS`
-    workers:int|None=None, # threads; None: one per core
+    workers:int|None=None, # threads, at most `readers`
     block:int=256, # scans between two records of progress
     spacing:float|None=None, # µm per row of pictures that don't say it
 )->Packed:
     "Prepare each scan once; a pack in `out` is used or completed; raises `OctError` if the disk is too small"
-    table,size,workers = table.reset_index(drop=True),as_size(size),workers or cores()
+    table,size,workers = table.reset_index(drop=True),as_size(size),min(workers or readers(), readers())
     key,readable = pack_key(table, size, view, spacing),table.error == ''
     if out is None:
         parts = list(prepared_blocks(table, root, size, view, spacing, 0, workers, block))
