@@ -10,7 +10,6 @@ __all__ = ['RPE', 'Packed', 'pack_key', 'npy_header', 'UnfinishedPack', 'prepare
 
 # %% ../../nbs/api/training/pack.ipynb #a962d6dc
 import contextlib, hashlib, io, json, math, mmap, os, shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -118,10 +117,10 @@ def prepared_blocks(table, root, size, view, spacing=None, start=0, workers=None
         return px, '', where.view != view
     rows = list(table[['path', 'error']].itertuples())
     bar = progress(total=len(rows), initial=start, desc='Packing scans')
-    with ThreadPoolExecutor(workers) as ex, bar:
-        for i in range(start, len(rows), block):
-            made = chain.from_iterable(ex.map(some, chunked(rows[i:i+block], TOGETHER)))
-            px,errors,whole = zip(*map(result, made))
+    made = chain.from_iterable(ahead(some, chunked(rows[start:], TOGETHER), workers, 4*workers))
+    with bar:
+        for part in chunked(map(result, made), block):
+            px,errors,whole = zip(*part)
             yield np.stack(px), list(errors), sum(whole)
             bar.update(len(px))
 
