@@ -289,7 +289,7 @@ def killed(c, folder):
     p.wait()
     found = max((f.stem for f in out.glob('checkpoints/*/*-*.pt')), default='none')
     again = command(*options)
-    went_on = re.findall(r'Going on after.*?(?= \()', again.stderr)
+    went_on = re.findall(r'Resuming after.*?(?= \()', again.stderr)
     config = json.loads((out / 'bundle/config.json').read_text()) if again.returncode == 0 else {}
     epochs = [r['epoch'] for r in config.get('history', [])]
     return dict(
