@@ -107,6 +107,7 @@ def test_blocked_hub_falls_back(cli, offline, no_onnx, tmp_path, monkeypatch):
 def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
     "Two policies side by side: who leaked, and the difference, counted a second way from the files"
     import numpy as np
+    from scipy.stats import t
     from oct_classify.core import CLASSES
     from oct_classify.phantoms.phantom import phantom_folder
 
@@ -135,12 +136,13 @@ def test_what_a_leak_is_worth(cli, offline, no_onnx, tmp_path):
         .to_numpy()
     )
     w = [gain[i].sum(0) for i in np.random.default_rng(9).integers(len(gain), size=(4000, len(gain)))]
-    low, high = np.quantile([x / n for x, n in w], (0.025, 0.975))
+    spread = np.std([x / n for x, n in w]) * np.sqrt(len(gain) / (len(gain) - 1))
+    half = t.ppf(0.975, len(gain) - 1) * spread
     got = m['differences'][0]
     assert (got['of'], got['minus'], got['accuracy']['n']) == ('clean', 'official', 32)
     assert got['accuracy']['value'] == pytest.approx(gain[:, 0].sum() / gain[:, 1].sum())
-    if low < high:  # with 16 patients ours are a little wider than plain percentiles
-        assert (got['accuracy']['low'], got['accuracy']['high']) == pytest.approx((low, high), abs=0.05)
+    value, low, high = (got['accuracy'][k] for k in ('value', 'low', 'high'))
+    if half: assert (low, high) == pytest.approx((value - half, value + half), abs=0.02)
     html = (tmp_path / 'o/report.html').read_text(encoding='utf-8')
     assert 'Under official, 4 of 16 test patients also occur in training, with 8 of 32 test scans.' in html
     assert 'These metrics are too good' in (tmp_path / 'o/official/report.html').read_text(encoding='utf-8')
