@@ -8,7 +8,6 @@ time. `run` trains one epoch of recipe `fast` from ImageNet. Linux or macOS.
 """
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from oct_classify.core import cores
 
 
 def cli(*args):
@@ -52,7 +53,7 @@ def main():
     p.add_argument('--only', default='run,predict,audit')
     p.add_argument('--json', type=Path)
     a = p.parse_args()
-    n, got = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(), {}
+    n, got = cores(), {}
     with tempfile.TemporaryDirectory() as d:
         train(a.data, d)
         for name in a.only.split(','):

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from oct_classify.core import atomic_write, say
+from oct_classify.core import atomic_write, cores, say
 
 KAGGLE = dict(
     train=dict(CNV=37_205, DME=11_348, DRUSEN=8_616, NORMAL=26_315),
@@ -69,7 +69,7 @@ def draw_scan(folder, scan):
 
 def draw(folder, n):
     todo = list(scans(n))
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as ex:
+    with ProcessPoolExecutor(cores()) as ex:
         for i, _ in enumerate(ex.map(draw_scan, [folder] * len(todo), todo, chunksize=64), 1):
             if i % 5000 == 0: print(f'{i:,} of {len(todo):,}', flush=True)
 
@@ -161,7 +161,7 @@ def passes(out, sample):
 def bounds(out, n):
     "{stage: (what bounds it, seconds)}"
     sample = random.Random(0).sample(sorted((out / 'data').rglob('*.jpeg')), min(n, 4000))
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as ex:
+    with ProcessPoolExecutor(cores()) as ex:
         list(ex.map(decode, sample[:200], chunksize=50))
         t = time.time()
         list(ex.map(decode, sample, chunksize=50))
@@ -203,7 +203,7 @@ def opened(file, n):
     new = dict(
         asked=n,
         scans=sum(1 for _ in scans(n)),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         version=importlib.metadata.version('oct_classify'),
         date=time.strftime('%Y-%m-%d'),
         stages={},
@@ -238,8 +238,9 @@ def main():
         row.update(done=True, output_mb=round(size(output) / 1e6, 1))
         save()
         (a.out / 'full_size.md').write_text(table(report))
-    report['bounds'] = bounds(a.out, report['scans'])
-    save()
+    if 'bounds' not in report:
+        report['bounds'] = bounds(a.out, report['scans'])
+        save()
     (a.out / 'full_size.md').write_text(table(report))
     print(table(report))
 
