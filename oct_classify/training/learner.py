@@ -197,8 +197,8 @@ def announce(net:nn.Module, arch:str, size:tuple, n_train:int, n_other:int, opti
     if cut: cut.after_fit()
     head = 2*look*(n_other + (min(n_train, MOST) if options.head == 'logistic' else n_train))
     seconds = head + options.epochs*(n_train*learn + n_other*look)
-    faster = [f'--freeze, the head alone (about {minutes(head)})'] if options.epochs else []
-    faster = ', or with '.join([*faster, 'a smaller --arch'])
+    alone = f'--freeze, the head alone (about {minutes(head)}), or with '
+    faster = (alone if options.epochs else '') + 'a smaller --arch'
     advice = f' A run with {faster} is faster. Continuing.' if seconds > 1800 else ''
     say(f'Training {arch} on {n_train:,} scans: about {minutes(seconds)} on this machine.{advice}')
 
